@@ -1,0 +1,576 @@
+package chunker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// stripes is the number of locks that serialise the writes of a blob's pieces;
+// more than any number of writers there is, fewer than pieces.
+const stripes = 32
+
+// Blob is one pinned blob of a Store. All methods are safe for concurrent use.
+type Blob struct {
+	s      *Store
+	digest digest.Digest
+	geo    Geometry
+
+	// Guarded by Store.mu.
+	pins    int
+	used    uint64
+	dropped bool
+
+	// pieceMu[i%stripes] is held shared while a chunk is written into piece i
+	// and exclusively while the piece is hashed and declared complete, so
+	// that no late chunk reaches a complete piece.
+	pieceMu [stripes]sync.RWMutex
+	// openMu serialises opening and closing of the files.
+	openMu sync.Mutex
+
+	mu      sync.Mutex
+	file    *os.File // nil while nobody has pinned the blob
+	sumsF   *os.File // nil when whole
+	whole   bool
+	checked bool // the bytes on disk were verified by this process
+	have    Bitfield
+	known   Bitfield // pieces with an expected sum
+	sums    []Sum
+	next    int // first piece that is not complete
+	resets  int // counts Reject and Discard, for VerifyWhole
+	err     error
+	changed chan struct{}
+}
+
+func newBlob(s *Store, d digest.Digest, g Geometry) *Blob {
+	return &Blob{s: s, digest: d, geo: g, changed: make(chan struct{})}
+}
+
+// open makes the files ready for use, once per time that the blob is pinned.
+func (b *Blob) open() error {
+	b.openMu.Lock()
+	defer b.openMu.Unlock()
+	b.mu.Lock()
+	isOpen, whole, checked := b.file != nil, b.whole, b.checked
+	b.mu.Unlock()
+	switch {
+	case isOpen:
+		return nil
+	case whole:
+		return b.openWhole(checked)
+	}
+	return b.openPartial()
+}
+
+func (b *Blob) openWhole(checked bool) error {
+	f, err := os.OpenFile(b.s.wholePath(b.digest), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("open whole blob: %w", err)
+	}
+	if !checked {
+		h := sha256.New()
+		if _, err := io.Copy(h, f); err != nil {
+			f.Close()
+			return fmt.Errorf("check whole blob: %w", err)
+		}
+		if got := digest.NewDigest(digest.SHA256, h); got != b.digest {
+			f.Close()
+			return &DigestError{Want: b.digest, Got: got}
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.file, b.checked = f, true
+	return nil
+}
+
+func (b *Blob) openPartial() error {
+	sums, err := os.OpenFile(b.s.sumsPath(b.digest), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("open sums: %w", err)
+	}
+	f, err := os.OpenFile(b.s.dataPath(b.digest), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		sums.Close()
+		return fmt.Errorf("open blob: %w", err)
+	}
+	have, known, pieceSums, err := b.load(f, sums)
+	if err != nil {
+		f.Close()
+		sums.Close()
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.file, b.sumsF = f, sums
+	b.have, b.known, b.sums = have, known, pieceSums
+	b.err, b.next = nil, 0
+	b.advance()
+	return nil
+}
+
+// load allocates the files of a new blob, or checks those of an earlier run:
+// a piece is kept if its bytes hash to its recorded sum.
+func (b *Blob) load(f, sums *os.File) (have, known Bitfield, list []Sum, err error) {
+	n := b.geo.NumPieces()
+	have, known, list = NewBitfield(n), NewBitfield(n), make([]Sum, n)
+	raw, err := io.ReadAll(io.LimitReader(sums, sumsFileSize(b.geo)+1))
+	if err != nil {
+		return have, known, list, fmt.Errorf("read sums: %w", err)
+	}
+	g, recorded, recSums, err := decodeSums(raw)
+	if info, serr := f.Stat(); err != nil || g != b.geo || serr != nil || info.Size() != b.geo.Size {
+		return have, known, list, b.allocate(f, sums)
+	}
+	buf := make([]byte, b.geo.PieceLength)
+	for i := range recorded.All() {
+		off, n := b.geo.Piece(i)
+		if _, err := f.ReadAt(buf[:n], off); err != nil || SumOf(buf[:n]) != recSums[i] {
+			b.s.opt.Log.Info().Str("digest", b.digest.String()).Int("piece", i).Msg("piece of an earlier run does not verify, fetching it again")
+			if _, err := sums.WriteAt([]byte{0}, sumOffset(i)); err != nil {
+				return have, known, list, fmt.Errorf("write sums: %w", err)
+			}
+			continue
+		}
+		have.Set(i)
+		known.Set(i)
+		list[i] = recSums[i]
+	}
+	return have, known, list, nil
+}
+
+// allocate reserves the blob's space on disk and writes an empty sums file.
+func (b *Blob) allocate(f, sums *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("allocate blob: %w", err)
+	}
+	err := unix.Fallocate(int(f.Fd()), 0, 0, b.geo.Size)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		// Not every file system can; the free space was checked.
+		err = f.Truncate(b.geo.Size)
+	}
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
+		_, free, _ := b.s.room()
+		return &NoSpaceError{Need: b.geo.Size, Free: min(free, b.geo.Size-1), Limit: "disk"}
+	case err != nil:
+		return fmt.Errorf("allocate blob: %w", err)
+	}
+	if err := sums.Truncate(0); err != nil {
+		return fmt.Errorf("write sums: %w", err)
+	}
+	if _, err := sums.WriteAt(encodeSumsHeader(b.geo.Size), 0); err != nil {
+		return fmt.Errorf("write sums: %w", err)
+	}
+	if err := sums.Truncate(sumsFileSize(b.geo)); err != nil {
+		return fmt.Errorf("write sums: %w", err)
+	}
+	return nil
+}
+
+// Release gives one pin back. The last one closes the files; a failure is
+// forgotten, and the next Acquire starts from the pieces at hand.
+func (b *Blob) Release() {
+	b.openMu.Lock()
+	b.s.mu.Lock()
+	b.pins--
+	var gone []*Blob
+	if b.pins == 0 {
+		b.mu.Lock()
+		for _, f := range []*os.File{b.file, b.sumsF} {
+			if f != nil {
+				f.Close() // read-only, or recoverable by design
+			}
+		}
+		b.file, b.sumsF = nil, nil
+		b.mu.Unlock()
+		gone = b.s.collect(b)
+	}
+	b.s.mu.Unlock()
+	b.openMu.Unlock()
+	b.s.removed(gone)
+}
+
+// Digest is the blob's name.
+func (b *Blob) Digest() digest.Digest { return b.digest }
+
+// Geometry is how it is cut.
+func (b *Blob) Geometry() Geometry { return b.geo }
+
+// Complete says that the blob is whole and verified.
+func (b *Blob) Complete() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.whole
+}
+
+func (b *Blob) dataFile() (*os.File, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.file == nil {
+		return nil, fmt.Errorf("blob %s: %w", b.digest, os.ErrClosed)
+	}
+	return b.file, nil
+}
+
+// ReadAt reads raw bytes, complete or not; see NewReader for verified ones.
+func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
+	f, err := b.dataFile()
+	if err != nil {
+		return 0, err
+	}
+	return f.ReadAt(p, off)
+}
+
+// WriteAt writes raw bytes that lie within one piece or several. What falls
+// into a complete piece is dropped, as if it had been written.
+func (b *Blob) WriteAt(p []byte, off int64) (int, error) {
+	f, err := b.dataFile()
+	if err != nil {
+		return 0, err
+	}
+	if off < 0 || off+int64(len(p)) > b.geo.Size {
+		return 0, fmt.Errorf("write %d bytes at %d: blob has %d", len(p), off, b.geo.Size)
+	}
+	done := 0
+	for done < len(p) {
+		i := b.geo.PieceAt(off + int64(done))
+		start, n := b.geo.Piece(i)
+		part := p[done:min(len(p), int(start+n-off))]
+		if err := b.writeChunk(f, i, part, off+int64(done)); err != nil {
+			return done, err
+		}
+		done += len(part)
+	}
+	return done, nil
+}
+
+func (b *Blob) writeChunk(f *os.File, i int, p []byte, off int64) error {
+	m := &b.pieceMu[i%stripes]
+	m.RLock()
+	defer m.RUnlock()
+	if b.Has(i) {
+		return nil
+	}
+	if _, err := f.WriteAt(p, off); err != nil {
+		return fmt.Errorf("write blob: %w", err)
+	}
+	return nil
+}
+
+// Has says that piece i is complete: its bytes match its sum.
+func (b *Blob) Has(i int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.whole && i >= 0 && i < b.geo.NumPieces() || b.have.Has(i)
+}
+
+// Have returns a copy of the set of complete pieces.
+func (b *Blob) Have() Bitfield {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole {
+		f := NewBitfield(b.geo.NumPieces())
+		for i := range f.Len() {
+			f.Set(i)
+		}
+		return f
+	}
+	return b.have.Clone()
+}
+
+// Sum returns the expected sum of piece i, if known.
+func (b *Blob) Sum(i int) (Sum, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.known.Has(i) {
+		return Sum{}, false
+	}
+	return b.sums[i], true
+}
+
+// Expect sets the published sum of piece i. The first one stands; another one
+// is a *ConflictError.
+func (b *Blob) Expect(i int, s Sum) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.expect(i, s)
+}
+
+func (b *Blob) expect(i int, s Sum) error {
+	switch {
+	case i < 0 || i >= b.geo.NumPieces():
+		return fmt.Errorf("sum of piece %d: blob has %d", i, b.geo.NumPieces())
+	case b.known.Has(i) && b.sums[i] != s:
+		return &ConflictError{Piece: i, Have: b.sums[i], Got: s}
+	case b.known.Len() == 0:
+		return nil // whole since an earlier run: sums are not kept
+	}
+	b.known.Set(i)
+	b.sums[i] = s
+	return nil
+}
+
+// Verify hashes piece i as it is on disk. True means that it matches its
+// expected sum and is complete now. Without an expected sum it is false.
+func (b *Blob) Verify(i int) (bool, error) {
+	m := &b.pieceMu[i%stripes]
+	m.Lock()
+	defer m.Unlock()
+	if b.Has(i) {
+		return true, nil
+	}
+	want, ok := b.Sum(i)
+	if !ok {
+		return false, nil
+	}
+	off, n := b.geo.Piece(i)
+	buf := getBuffer()
+	defer putBuffer(buf)
+	h := sha256.New()
+	f, err := b.dataFile()
+	if err != nil {
+		return false, err
+	}
+	if _, err := io.CopyBuffer(onlyWriter{h}, io.NewSectionReader(f, off, n), *buf); err != nil {
+		return false, fmt.Errorf("read piece %d: %w", i, err)
+	}
+	if Sum(h.Sum(nil)) != want {
+		b.s.met.failed.Inc()
+		return false, nil
+	}
+	return true, b.complete(i, want)
+}
+
+// WritePiece stores the whole piece i from a source and returns its sum, which
+// becomes the expected one. If another one is expected already, the piece is
+// not stored and the error is a *ConflictError.
+func (b *Blob) WritePiece(i int, p []byte) (Sum, error) {
+	s := SumOf(p)
+	off, n := b.geo.Piece(i)
+	if int64(len(p)) != n {
+		return s, fmt.Errorf("piece %d of %d bytes, want %d", i, len(p), n)
+	}
+	m := &b.pieceMu[i%stripes]
+	m.Lock()
+	defer m.Unlock()
+	if err := b.Expect(i, s); err != nil {
+		b.s.met.failed.Inc()
+		return s, err
+	}
+	if b.Has(i) {
+		return s, nil
+	}
+	f, err := b.dataFile()
+	if err != nil {
+		return s, err
+	}
+	if _, err := f.WriteAt(p, off); err != nil {
+		return s, fmt.Errorf("write piece %d: %w", i, err)
+	}
+	return s, b.complete(i, s)
+}
+
+// complete records a verified piece: first on disk, then for readers.
+func (b *Blob) complete(i int, s Sum) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole {
+		return nil
+	}
+	if b.sumsF == nil {
+		return fmt.Errorf("blob %s: %w", b.digest, os.ErrClosed)
+	}
+	if _, err := b.sumsF.WriteAt(encodeSum(s), sumOffset(i)); err != nil {
+		return fmt.Errorf("record piece %d: %w", i, err)
+	}
+	b.s.met.verified.Inc()
+	b.have.Set(i)
+	b.advance()
+	b.broadcast()
+	return nil
+}
+
+func (b *Blob) advance() {
+	for b.have.Has(b.next) {
+		b.next++
+	}
+}
+
+func (b *Blob) broadcast() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// Reject forgets piece i, its bytes and its sum; nothing happens if the blob
+// is whole.
+func (b *Blob) Reject(i int) {
+	m := &b.pieceMu[i%stripes]
+	m.Lock()
+	defer m.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole || i < 0 || i >= b.have.Len() {
+		return
+	}
+	b.forget(i)
+	b.resets++
+	b.broadcast()
+}
+
+func (b *Blob) forget(i int) {
+	b.have.Clear(i)
+	b.known.Clear(i)
+	b.next = min(b.next, i)
+	if b.sumsF != nil {
+		if _, err := b.sumsF.WriteAt([]byte{0}, sumOffset(i)); err != nil {
+			b.s.opt.Log.Warn().Err(err).Int("piece", i).Msg("cannot record a rejected piece")
+		}
+	}
+}
+
+// Discard forgets all pieces and sums and a failure: the blob starts afresh.
+// Nothing happens if it is whole.
+func (b *Blob) Discard() {
+	for i := range b.pieceMu {
+		b.pieceMu[i].Lock()
+		defer b.pieceMu[i].Unlock()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole {
+		return
+	}
+	for i := range b.geo.NumPieces() {
+		b.forget(i)
+	}
+	b.err = nil
+	b.resets++
+	b.broadcast()
+}
+
+// Fail gives the blob up: readers get err (ErrAborted if nil). A whole blob
+// cannot fail. The next Acquire after the last Release starts clean.
+func (b *Blob) Fail(err error) {
+	if err == nil {
+		err = ErrAborted
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole || b.err != nil {
+		return
+	}
+	b.err = err
+	b.broadcast()
+}
+
+// Prefix is how many bytes from the beginning are complete.
+func (b *Blob) Prefix() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole {
+		return b.geo.Size
+	}
+	return b.prefix()
+}
+
+func (b *Blob) prefix() int64 { return min(int64(b.next)*b.geo.PieceLength, b.geo.Size) }
+
+// Changed is closed at the next change: a piece completed or rejected, the
+// blob whole, failed or discarded. Ask before looking at the state.
+func (b *Blob) Changed() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.changed
+}
+
+// VerifyWhole hashes the prefix as it grows and decides when it is whole: it
+// returns nil and the blob is complete, or a *DigestError and readers fail
+// with it, until Discard. One goroutine at a time may call it.
+func (b *Blob) VerifyWhole(ctx context.Context) error {
+	h := sha256.New()
+	var done int64
+	resets := -1
+	buf := getBuffer()
+	defer putBuffer(buf)
+	for {
+		b.mu.Lock()
+		changed, prefix, whole, err, r := b.changed, b.prefix(), b.whole, b.err, b.resets
+		b.mu.Unlock()
+		switch {
+		case whole:
+			return nil
+		case err != nil:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case r != resets:
+			// Bytes that were hashed may have been replaced.
+			h.Reset()
+			done, resets = 0, r
+			continue
+		case done < prefix:
+			n := min(int64(len(*buf)), prefix-done)
+			if _, err := b.ReadAt((*buf)[:n], done); err != nil {
+				return fmt.Errorf("hash blob: %w", err)
+			}
+			h.Write((*buf)[:n])
+			done += n
+			continue
+		case done == b.geo.Size:
+			got := digest.NewDigest(digest.SHA256, h)
+			if again, err := b.settle(got, resets); err != nil || !again {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// settle ends the blob's time as a partial one. again is true when a piece was
+// rejected at the last moment.
+func (b *Blob) settle(got digest.Digest, resets int) (again bool, err error) {
+	b.mu.Lock()
+	if b.resets != resets {
+		b.mu.Unlock()
+		return true, nil
+	}
+	if got != b.digest {
+		err := &DigestError{Want: b.digest, Got: got}
+		b.err = err
+		b.broadcast()
+		b.mu.Unlock()
+		return false, err
+	}
+	if err := os.Rename(b.s.dataPath(b.digest), b.s.wholePath(b.digest)); err != nil {
+		b.mu.Unlock()
+		return false, fmt.Errorf("keep whole blob: %w", err)
+	}
+	if err := os.Remove(b.s.sumsPath(b.digest)); err != nil {
+		b.s.opt.Log.Warn().Err(err).Msg("cannot remove the sums of a whole blob")
+	}
+	b.whole, b.checked, b.err = true, true, nil
+	b.broadcast()
+	b.mu.Unlock()
+	b.s.changed(b.digest, b.geo.Size, true)
+	return false, nil
+}
+
+var bufferPool = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
+func getBuffer() *[]byte  { return bufferPool.Get().(*[]byte) }
+func putBuffer(b *[]byte) { bufferPool.Put(b) }
+
+// onlyWriter hides ReadFrom, so that CopyBuffer uses its buffer.
+type onlyWriter struct{ io.Writer }

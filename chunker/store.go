@@ -1,0 +1,427 @@
+package chunker
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+)
+
+// Options of a Store.
+type Options struct {
+	// Dir is the store's own directory, made if missing.
+	Dir string
+	// Capacity in bytes; 0 means no cap. What is pinned may exceed it only if
+	// it did so when the cap was changed.
+	Capacity int64
+	// Reserve is how many bytes stay free on the file system.
+	Reserve int64
+	// OnChange, if set, hears of whole blobs appearing and vanishing. It is
+	// called without locks held, one call at a time is not promised.
+	OnChange func(d digest.Digest, size int64, present bool)
+
+	Log        zerolog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Entry is one whole blob in the store.
+type Entry struct {
+	Digest digest.Digest
+	Size   int64
+}
+
+// Store is a piece store. All methods are safe for concurrent use.
+type Store struct {
+	opt  Options
+	met  *metrics
+	lock *os.File
+
+	mu    sync.Mutex
+	blobs map[digest.Digest]*Blob
+	used  int64
+	clock uint64 // counts uses, for LRU
+}
+
+// Open opens or makes a store. Only one process can have it open.
+func Open(o Options) (*Store, error) {
+	s := &Store{opt: o, met: newMetrics(o.Registerer), blobs: map[digest.Digest]*Blob{}}
+	for _, dir := range []string{o.Dir, s.path("partial"), s.path("complete")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open piece store: %w", err)
+		}
+	}
+	lock, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open piece store: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open piece store %s: another process uses it: %w", o.Dir, err)
+	}
+	s.lock = lock
+	if err := s.recover(); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open piece store: %w", err)
+	}
+	return s, nil
+}
+
+// Close gives the store to the next process. Blobs still pinned fail their
+// further writes.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lock.Close()
+}
+
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.opt.Dir}, parts...)...)
+}
+
+func (s *Store) dataPath(d digest.Digest) string { return s.path("partial", d.Encoded()+".data") }
+func (s *Store) sumsPath(d digest.Digest) string { return s.path("partial", d.Encoded()+".sums") }
+func (s *Store) wholePath(d digest.Digest) string {
+	return s.path("complete", d.Encoded())
+}
+
+func checkDigest(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("digest %.80q: %w", d, err)
+	}
+	if d.Algorithm() != digest.SHA256 {
+		return fmt.Errorf("digest %.80q: only sha256 is supported", d)
+	}
+	return nil
+}
+
+// recover lists what an earlier process left and removes what is no part of a
+// store. Bytes are checked when a blob is first used.
+func (s *Store) recover() error {
+	whole, err := os.ReadDir(s.path("complete"))
+	if err != nil {
+		return err
+	}
+	for _, e := range whole {
+		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		info, err := e.Info()
+		if err != nil || d.Validate() != nil || !info.Mode().IsRegular() || info.Size() > MaxBlobSize {
+			s.junk(s.path("complete", e.Name()))
+			continue
+		}
+		b := newBlob(s, d, Geometry{Size: info.Size(), PieceLength: MinPieceLength})
+		if g, err := GeometryOf(info.Size()); err == nil {
+			b.geo = g
+		}
+		b.whole = true
+		s.insert(b)
+	}
+	partial, err := os.ReadDir(s.path("partial"))
+	if err != nil {
+		return err
+	}
+	for _, e := range partial {
+		enc, isSums := strings.CutSuffix(e.Name(), ".sums")
+		if data, ok := strings.CutSuffix(e.Name(), ".data"); ok {
+			if _, err := os.Lstat(s.path("partial", data+".sums")); err == nil {
+				continue // judged with its sums
+			}
+		}
+		d := digest.NewDigestFromEncoded(digest.SHA256, enc)
+		if !isSums || d.Validate() != nil || s.blobs[d] != nil || !s.adopt(d) {
+			s.junk(s.path("partial", e.Name()))
+			if isSums {
+				s.junk(s.path("partial", enc+".data"))
+			}
+		}
+	}
+	s.gauges()
+	return nil
+}
+
+// adopt takes a partial blob over if its files fit each other.
+func (s *Store) adopt(d digest.Digest) bool {
+	for _, p := range []string{s.sumsPath(d), s.dataPath(d)} {
+		if info, err := os.Lstat(p); err != nil || !info.Mode().IsRegular() {
+			return false
+		}
+	}
+	f, err := os.Open(s.sumsPath(d))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	head := make([]byte, sumsHeader)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return false
+	}
+	g, err := decodeSumsHeader(head)
+	if err != nil {
+		return false
+	}
+	sums, err := f.Stat()
+	if err != nil || sums.Size() != sumsFileSize(g) {
+		return false
+	}
+	if data, err := os.Stat(s.dataPath(d)); err != nil || data.Size() != g.Size {
+		return false
+	}
+	s.insert(newBlob(s, d, g))
+	return true
+}
+
+func (s *Store) junk(path string) {
+	s.opt.Log.Info().Str("path", path).Msg("removing what does not belong into the piece store")
+	if err := os.RemoveAll(path); err != nil {
+		s.opt.Log.Warn().Err(err).Msg("cannot remove it")
+	}
+}
+
+func (s *Store) insert(b *Blob) {
+	s.blobs[b.digest] = b
+	s.used += b.geo.Size
+}
+
+func (s *Store) gauges() {
+	s.met.bytes.Set(float64(s.used))
+	s.met.blobs.Set(float64(len(s.blobs)))
+}
+
+// Acquire pins a blob, making it if it is not there: preallocated, so that a
+// lack of space is a *NoSpaceError here and now. A partial blob of an earlier
+// run keeps the pieces that still verify. The caller owes a Release.
+func (s *Store) Acquire(d digest.Digest, size int64) (*Blob, error) {
+	if err := checkDigest(d); err != nil {
+		return nil, err
+	}
+	g, err := GeometryOf(size)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	b := s.blobs[d]
+	var gone []*Blob
+	switch {
+	case b == nil:
+		if gone, err = s.makeRoom(size); err == nil {
+			b = newBlob(s, d, g)
+			s.insert(b)
+		}
+	case b.geo != g:
+		err = fmt.Errorf("blob %s has %d bytes here, asked for with %d", d, b.geo.Size, size)
+	}
+	if err == nil {
+		s.pin(b)
+	}
+	s.gauges()
+	s.mu.Unlock()
+	s.removed(gone)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.open(); err != nil {
+		s.Drop(d)
+		b.Release()
+		return nil, err
+	}
+	return b, nil
+}
+
+// Get pins a whole blob. The caller owes a Release if ok.
+func (s *Store) Get(d digest.Digest) (b *Blob, ok bool) {
+	s.mu.Lock()
+	b = s.blobs[d]
+	if b == nil || !b.Complete() {
+		s.mu.Unlock()
+		return nil, false
+	}
+	s.pin(b)
+	s.mu.Unlock()
+	if err := b.open(); err != nil {
+		s.opt.Log.Warn().Str("digest", d.String()).Err(err).Msg("whole blob of an earlier run is not usable, dropping it")
+		s.Drop(d)
+		b.Release()
+		return nil, false
+	}
+	return b, true
+}
+
+func (s *Store) pin(b *Blob) {
+	s.clock++
+	b.pins++
+	b.used = s.clock
+}
+
+// Drop forgets a blob, whole or partial. Its file goes when the last pin does.
+func (s *Store) Drop(d digest.Digest) {
+	s.mu.Lock()
+	b := s.blobs[d]
+	var gone []*Blob
+	if b != nil {
+		b.dropped = true
+		gone = s.collect(b)
+	}
+	s.mu.Unlock()
+	s.removed(gone)
+}
+
+// collect removes b from the store if it is dropped and unpinned. s.mu is
+// held.
+func (s *Store) collect(b *Blob) []*Blob {
+	if !b.dropped || b.pins > 0 || s.blobs[b.digest] != b {
+		return nil
+	}
+	delete(s.blobs, b.digest)
+	s.used -= b.geo.Size
+	s.gauges()
+	for _, p := range []string{s.wholePath(b.digest), s.sumsPath(b.digest), s.dataPath(b.digest)} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			s.opt.Log.Warn().Err(err).Msg("cannot remove a dropped blob's file")
+		}
+	}
+	return []*Blob{b}
+}
+
+// removed tells about whole blobs that are gone.
+func (s *Store) removed(gone []*Blob) {
+	for _, b := range gone {
+		if b.Complete() {
+			s.changed(b.digest, b.geo.Size, false)
+		}
+	}
+}
+
+func (s *Store) changed(d digest.Digest, size int64, present bool) {
+	if s.opt.OnChange != nil {
+		s.opt.OnChange(d, size, present)
+	}
+}
+
+// Complete lists the whole blobs, in no order.
+func (s *Store) Complete() []Entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var es []Entry
+	for d, b := range s.blobs {
+		if b.Complete() {
+			es = append(es, Entry{d, b.geo.Size})
+		}
+	}
+	return es
+}
+
+// Usage is how many bytes the store occupies.
+func (s *Store) Usage() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
+}
+
+// makeRoom evicts until size more bytes fit. s.mu is held.
+func (s *Store) makeRoom(size int64) (gone []*Blob, err error) {
+	for {
+		limit, free, err := s.room()
+		if err != nil {
+			return gone, err
+		}
+		if free >= size {
+			return gone, nil
+		}
+		b := s.victim()
+		if b == nil {
+			return gone, &NoSpaceError{Need: size, Free: free, Limit: limit}
+		}
+		s.opt.Log.Debug().Str("digest", b.digest.String()).Int64("bytes", b.geo.Size).Msg("evicting the longest unused blob")
+		s.met.evictions.Inc()
+		b.dropped = true
+		gone = append(gone, s.collect(b)...)
+	}
+}
+
+// room is how many bytes may be added, and which limit says so.
+func (s *Store) room() (limit string, free int64, err error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.opt.Dir, &fs); err != nil {
+		return "", 0, fmt.Errorf("free space of %s: %w", s.opt.Dir, err)
+	}
+	limit, free = "disk", int64(fs.Bavail)*fs.Bsize-s.opt.Reserve
+	if s.opt.Capacity > 0 && s.opt.Capacity-s.used < free {
+		limit, free = "cache size", s.opt.Capacity-s.used
+	}
+	return limit, free, nil
+}
+
+// victim is the longest unused blob that nobody has pinned.
+func (s *Store) victim() *Blob {
+	var all []*Blob
+	for _, b := range s.blobs {
+		if b.pins == 0 {
+			all = append(all, b)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return slices.MinFunc(all, func(a, b *Blob) int { return cmp.Compare(a.used, b.used) })
+}
+
+// PutBytes stores small whole content, verifying its digest. Storing what is
+// already whole here does nothing.
+func (s *Store) PutBytes(d digest.Digest, p []byte) error {
+	if err := checkDigest(d); err != nil {
+		return err
+	}
+	if got := digest.FromBytes(p); got != d {
+		return &DigestError{Want: d, Got: got}
+	}
+	g := Geometry{Size: int64(len(p)), PieceLength: MinPieceLength}
+	if len(p) > 0 {
+		var err error
+		if g, err = GeometryOf(g.Size); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	var gone []*Blob
+	err := func() error {
+		if b := s.blobs[d]; b != nil {
+			if b.Complete() || b.pins > 0 {
+				return nil
+			}
+			b.dropped = true
+			s.collect(b)
+		}
+		var err error
+		if gone, err = s.makeRoom(g.Size); err != nil {
+			return err
+		}
+		tmp := s.dataPath(d)
+		if err := os.WriteFile(tmp, p, 0o600); err != nil {
+			return errors.Join(fmt.Errorf("store content: %w", err), os.Remove(tmp))
+		}
+		if err := os.Rename(tmp, s.wholePath(d)); err != nil {
+			return fmt.Errorf("store content: %w", err)
+		}
+		b := newBlob(s, d, g)
+		b.whole, b.checked = true, true
+		s.clock++
+		b.used = s.clock
+		s.insert(b)
+		return nil
+	}()
+	s.gauges()
+	s.mu.Unlock()
+	s.removed(gone)
+	if err == nil {
+		s.changed(d, g.Size, true)
+	}
+	return err
+}

@@ -1,0 +1,300 @@
+package swarm
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/rs/zerolog"
+
+	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/swarm/engine"
+	"github.com/shoal-dev/shoal/swarm/members"
+)
+
+// roster is a membership that the test writes.
+type roster struct {
+	mu      sync.Mutex
+	live    []members.Member
+	changed chan struct{}
+}
+
+func newRoster() *roster { return &roster{changed: make(chan struct{})} }
+
+func (r *roster) set(f func([]members.Member) []members.Member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.live = f(slices.Clone(r.live))
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// view is one node's view of the roster.
+type view struct {
+	*roster
+	self members.Member
+}
+
+func (v view) Self() members.Member { return v.self }
+
+func (v view) Live() []members.Member {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.live
+}
+
+func (v view) Changed() <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.roster.changed
+}
+
+// testNode is a whole node but for containerd and the mirror.
+type testNode struct {
+	*Node
+	id     string
+	store  *chunker.Store
+	engine *engine.Engine
+	srv    *http.Server
+	stop   context.CancelFunc
+	done   chan struct{}
+	wire   net.Listener
+	kill   func()
+}
+
+type cluster struct {
+	t      testing.TB
+	roster *roster
+	nodes  []*testNode
+	log    zerolog.Logger
+}
+
+func newCluster(t testing.TB, n int, change ...func(*Config)) *cluster {
+	c := &cluster{t: t, roster: newRoster(), log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)}
+	for range n {
+		c.add(change...)
+	}
+	return c
+}
+
+func (c *cluster) add(change ...func(*Config)) *testNode {
+	t := c.t
+	t.Helper()
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	control, wire := listen(), listen()
+	n := &testNode{id: fmt.Sprintf("node%d", len(c.nodes)), done: make(chan struct{}), wire: wire}
+	log := c.log.With().Str("node", n.id).Logger()
+	var err error
+	n.store, err = chunker.Open(chunker.Options{Dir: filepath.Join(t.TempDir(), n.id), Log: log, OnChange: func(d digest.Digest, size int64, present bool) {
+		n.Node.StoreChanged(d, size, present)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.engine, err = engine.New(engine.Config{NodeID: n.id, Listener: wire, Log: log, Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := members.Member{ID: n.id, Control: control.Addr().String(), Wire: wire.Addr().String()}
+	cfg := Config{
+		Cluster: "test", Store: n.store, Members: view{c.roster, m}, Engine: n.engine, Log: log,
+		Patience: 2 * time.Second, Linger: time.Second,
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	if n.Node, err = New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	n.srv = &http.Server{Handler: n.Handler(), Protocols: new(http.Protocols)}
+	n.srv.Protocols.SetHTTP1(true)
+	n.srv.Protocols.SetUnencryptedHTTP2(true)
+	go func() { _ = n.srv.Serve(control) }()
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stop = cancel
+	go func() {
+		defer close(n.done)
+		_ = n.Run(ctx)
+	}()
+	c.roster.set(func(live []members.Member) []members.Member { return append(live, m) })
+	n.kill = sync.OnceFunc(func() {
+		c.roster.set(func(live []members.Member) []members.Member {
+			return slices.DeleteFunc(live, func(x members.Member) bool { return x.ID == n.id })
+		})
+		_ = n.srv.Close()
+		cancel()
+		<-n.done
+		_ = n.engine.Close()
+		_ = n.store.Close()
+	})
+	t.Cleanup(n.kill)
+	c.nodes = append(c.nodes, n)
+	return n
+}
+
+// fakeOrigin is a registry's blob in memory that counts what leaves it, and
+// misbehaves as told. The real client and registry are used by the mirror's
+// tests and end to end.
+type fakeOrigin struct {
+	data    []byte
+	sent    atomic.Int64
+	noRange bool
+	// rate in bytes per second over all readers; 0 is unlimited.
+	rate int64
+	fail atomic.Bool
+	gate sync.Mutex
+	// corrupt, if set, may change what is sent.
+	corrupt func(off int64, p []byte)
+}
+
+func (o *fakeOrigin) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if o.fail.Load() {
+		return nil, fmt.Errorf("registry down: %w", ErrUnavailable)
+	}
+	if o.noRange && (off != 0 || n != int64(len(o.data))) {
+		return nil, ErrNoRange
+	}
+	return &originReader{o: o, ctx: ctx, pos: off, r: io.NewSectionReader(bytes.NewReader(o.data), off, n)}, nil
+}
+
+type originReader struct {
+	o   *fakeOrigin
+	ctx context.Context
+	pos int64
+	r   io.Reader
+}
+
+func (r *originReader) Read(p []byte) (int, error) {
+	if r.o.fail.Load() {
+		return 0, fmt.Errorf("registry broke off: %w", ErrUnavailable)
+	}
+	if r.ctx.Err() != nil {
+		return 0, r.ctx.Err()
+	}
+	p = p[:min(len(p), 64<<10)]
+	n, err := r.r.Read(p)
+	if r.o.corrupt != nil {
+		r.o.corrupt(r.pos, p[:n])
+	}
+	r.pos += int64(n)
+	r.o.sent.Add(int64(n))
+	if r.o.rate > 0 {
+		r.o.gate.Lock()
+		time.Sleep(time.Duration(n) * time.Second / time.Duration(r.o.rate))
+		r.o.gate.Unlock()
+	}
+	return n, err
+}
+
+func (r *originReader) Close() error { return nil }
+
+func randomBlob(t testing.TB, n int) ([]byte, digest.Digest) {
+	p := make([]byte, n)
+	if _, err := rand.Read(p); err != nil {
+		t.Fatal(err)
+	}
+	return p, digest.FromBytes(p)
+}
+
+// read fetches the blob on a node and compares every byte.
+func (n *testNode) read(ctx context.Context, d digest.Digest, want []byte, o Origin) (Stats, error) {
+	dl, err := n.Fetch(ctx, Request{Digest: d, Size: int64(len(want)), Origin: o})
+	if err != nil {
+		return Stats{}, fmt.Errorf("%s: %w", n.id, err)
+	}
+	defer dl.Close()
+	r := dl.NewReader(ctx, 0, int64(len(want)))
+	defer r.Close()
+	got, err := io.ReadAll(r)
+	if err != nil {
+		return dl.Stats(), fmt.Errorf("%s: after %d bytes: %w", n.id, len(got), err)
+	}
+	if !bytes.Equal(got, want) {
+		return dl.Stats(), fmt.Errorf("%s: wrong bytes", n.id)
+	}
+	return dl.Stats(), nil
+}
+
+// readAll fetches the blob on all nodes at once.
+func readAll(t testing.TB, nodes []*testNode, d digest.Digest, want []byte, o Origin) []Stats {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	stats, errs := make([]Stats, len(nodes)), make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		wg.Go(func() { stats[i], errs[i] = n.read(ctx, d, want, o) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	return stats
+}
+
+func (o *fakeOrigin) copies() float64 { return float64(o.sent.Load()) / float64(len(o.data)) }
+
+func TestColdClusterTakesOneCopy(t *testing.T) {
+	c := newCluster(t, 6)
+	data, d := randomBlob(t, 48<<20+12345)
+	o := &fakeOrigin{data: data, rate: 48 << 20}
+	for i, s := range readAll(t, c.nodes, d, data, o) {
+		t.Logf("node %d: %+v", i, s)
+	}
+	if got := o.copies(); got > 1.02 {
+		t.Errorf("%.3f copies left the registry, want 1", got)
+	}
+}
+
+func TestLateNodeIsServedByHolders(t *testing.T) {
+	c := newCluster(t, 3)
+	data, d := randomBlob(t, 24<<20)
+	o := &fakeOrigin{data: data}
+	readAll(t, c.nodes, d, data, o)
+	before := o.sent.Load()
+	late := c.add()
+	readAll(t, []*testNode{late}, d, data, nil)
+	if o.sent.Load() != before {
+		t.Error("the late node went to the registry")
+	}
+}
+
+func TestRegistryWithoutRanges(t *testing.T) {
+	c := newCluster(t, 4)
+	data, d := randomBlob(t, 16<<20)
+	o := &fakeOrigin{data: data, noRange: true, rate: 32 << 20}
+	readAll(t, c.nodes, d, data, o)
+	if got := o.copies(); got > 1.1 {
+		t.Errorf("%.2f copies left a registry that ignores ranges, want 1", got)
+	}
+}
+
+func TestSmallBlobIsFetchedOnce(t *testing.T) {
+	c := newCluster(t, 6)
+	data, d := randomBlob(t, 10_000)
+	o := &fakeOrigin{data: data}
+	readAll(t, c.nodes, d, data, o)
+	if o.sent.Load() != int64(len(data)) {
+		t.Errorf("%d bytes left the registry, want one copy of %d", o.sent.Load(), len(data))
+	}
+}

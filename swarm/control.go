@@ -1,0 +1,281 @@
+package swarm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-dev/shoal/swarm/tracker"
+)
+
+// The control plane's paths. Bodies are JSON, at most maxBody bytes, except for
+// the tracker stream (see package tracker) and blobs (raw bytes, Range).
+const (
+	pathTrack    = "/v1/track"
+	pathHolders  = "/v1/holders/"
+	pathAnnounce = "/v1/announce"
+	pathBlobs    = "/v1/blobs/"
+	pathLookup   = "/v1/tags/lookup"
+	pathPublish  = "/v1/tags/publish"
+
+	// nodeHeader names the caller where no certificate does.
+	nodeHeader = "Shoal-Node"
+	// maxBody bounds a request body: a full announcement batch takes 60 KiB.
+	maxBody = 1 << 20
+	// maxBatch is how many digests one announcement carries.
+	maxBatch = 500
+	// maxRef bounds a tag reference: 255 bytes of name and 128 of tag by the
+	// OCI specification, and a host.
+	maxRef = 1024
+)
+
+type holdersAnswer struct {
+	Size  int64    `json:"size"`
+	Nodes []string `json:"nodes"`
+}
+
+type announcement struct {
+	Added   []tracker.Item  `json:"added,omitempty"`
+	Removed []digest.Digest `json:"removed,omitempty"`
+}
+
+type tagLookup struct {
+	Ref string        `json:"ref"`
+	TTL time.Duration `json:"ttl"`
+}
+
+type tagPublish struct {
+	Ref string              `json:"ref"`
+	Res *tracker.Resolution `json:"res,omitempty"`
+}
+
+type callerKey struct{}
+
+func (n *Node) handler() http.Handler {
+	r := mux.NewRouter()
+	r.Use(n.identify)
+	r.HandleFunc(pathTrack, n.serveTrack).Methods(http.MethodPost)
+	r.HandleFunc(pathHolders+"{digest}", n.serveHolders).Methods(http.MethodGet)
+	r.HandleFunc(pathAnnounce, n.serveAnnounce).Methods(http.MethodPost)
+	r.HandleFunc(pathBlobs+"{digest}", n.serveBlob).Methods(http.MethodGet, http.MethodHead)
+	r.HandleFunc(pathLookup, n.serveLookup).Methods(http.MethodPost)
+	r.HandleFunc(pathPublish, n.servePublish).Methods(http.MethodPost)
+	return r
+}
+
+// identify binds a request to the node that its certificate names.
+func (n *Node) identify(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get(nodeHeader)
+		if n.cfg.TLS != nil {
+			if r.TLS == nil {
+				http.Error(w, "client certificate required", http.StatusForbidden)
+				return
+			}
+			var err error
+			if id, err = n.cfg.PeerID(*r.TLS); err != nil {
+				http.Error(w, "client certificate names no node of this cluster", http.StatusForbidden)
+				return
+			}
+		}
+		if id == "" || len(id) > maxRef {
+			http.Error(w, "unnamed node", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, id)))
+	})
+}
+
+func caller(r *http.Request) string { id, _ := r.Context().Value(callerKey{}).(string); return id }
+
+func (n *Node) serveTrack(w http.ResponseWriter, r *http.Request) {
+	dec := tracker.NewDecoder[tracker.Up](r.Body)
+	hi, err := dec.Next()
+	if err == nil && hi.Hello == nil {
+		err = fmt.Errorf("%w: first message is no hello", tracker.ErrMessage)
+	}
+	if err == nil {
+		err = hi.Hello.Check(caller(r))
+	}
+	if err != nil {
+		n.dropPeer(w, r, err)
+		return
+	}
+	s, err := n.tracker.Join(hi.Hello)
+	if err != nil {
+		n.dropPeer(w, r, err)
+		return
+	}
+	defer s.Close()
+	ctx, cancel := context.WithCancel(r.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer cancel()
+		rc := http.NewResponseController(w)
+		w.WriteHeader(http.StatusOK)
+		if rc.Flush() != nil {
+			return
+		}
+		enc := json.NewEncoder(w)
+		for {
+			d, ok := s.Next(ctx)
+			if !ok {
+				return
+			}
+			for _, part := range d.Split() {
+				if enc.Encode(part) != nil {
+					return
+				}
+			}
+			if rc.Flush() != nil {
+				return
+			}
+		}
+	}()
+	// The body's Read is not bound to ctx; closing it is what ends the loop
+	// when the writer has given up.
+	stop := context.AfterFunc(ctx, func() { _ = r.Body.Close() })
+	defer stop()
+	hi.Hello = nil
+	for err = s.Handle(hi); err == nil; {
+		var u tracker.Up
+		if u, err = dec.Next(); err == nil {
+			err = s.Handle(u)
+		}
+	}
+	if errors.Is(err, tracker.ErrMessage) {
+		n.met.badMessages.Inc()
+		n.cfg.Log.Warn().Str("node", caller(r)).Err(err).Msg("dropped a peer that sent an invalid tracker message")
+	}
+	cancel()
+	s.Close()
+	<-done
+}
+
+// dropPeer answers a stream that never got going.
+func (n *Node) dropPeer(w http.ResponseWriter, r *http.Request, err error) {
+	n.met.badMessages.Inc()
+	n.cfg.Log.Warn().Str("node", caller(r)).Err(err).Msg("refused a tracker session")
+	http.Error(w, err.Error(), http.StatusBadRequest)
+}
+
+func (n *Node) serveHolders(w http.ResponseWriter, r *http.Request) {
+	d, ok := pathDigest(w, r)
+	if !ok {
+		return
+	}
+	var a holdersAnswer
+	a.Size, a.Nodes = n.tracker.Holders(d)
+	writeJSON(w, a)
+}
+
+func (n *Node) serveAnnounce(w http.ResponseWriter, r *http.Request) {
+	var a announcement
+	if !n.readJSON(w, r, &a) {
+		return
+	}
+	for _, i := range a.Added {
+		if !validDigest(i.Digest) || i.Size < 0 {
+			n.badBody(w, r, fmt.Errorf("announced digest %.80q of %d bytes", i.Digest, i.Size))
+			return
+		}
+	}
+	n.tracker.Announce(caller(r), a.Added, a.Removed)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// serveBlob sends a whole blob, or a range of it, to a peer that has a lease
+// on it.
+func (n *Node) serveBlob(w http.ResponseWriter, r *http.Request) {
+	d, ok := pathDigest(w, r)
+	if !ok {
+		return
+	}
+	blob, err := n.Open(r.Context(), d)
+	if err != nil {
+		http.Error(w, "blob not here", http.StatusNotFound)
+		return
+	}
+	defer blob.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	cw := &countingWriter{ResponseWriter: w, n: n.met.sent.WithLabelValues("lease")}
+	http.ServeContent(cw, r, "", time.Time{}, io.NewSectionReader(blob, 0, blob.Size()))
+}
+
+func (n *Node) serveLookup(w http.ResponseWriter, r *http.Request) {
+	var q tagLookup
+	if !n.readJSON(w, r, &q) {
+		return
+	}
+	if q.Ref == "" || len(q.Ref) > maxRef || q.TTL < 0 {
+		n.badBody(w, r, fmt.Errorf("tag lookup of %d bytes, ttl %v", len(q.Ref), q.TTL))
+		return
+	}
+	writeJSON(w, n.tracker.Lookup(q.Ref, caller(r), q.TTL))
+}
+
+func (n *Node) servePublish(w http.ResponseWriter, r *http.Request) {
+	var p tagPublish
+	if !n.readJSON(w, r, &p) {
+		return
+	}
+	if p.Ref == "" || len(p.Ref) > maxRef || p.Res != nil && (!validDigest(p.Res.Digest) || p.Res.Size < 0 || p.Res.Age < 0) {
+		n.badBody(w, r, fmt.Errorf("tag %.80q", p.Ref))
+		return
+	}
+	n.tracker.Publish(p.Ref, caller(r), p.Res)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (n *Node) readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(v); err != nil {
+		n.badBody(w, r, err)
+		return false
+	}
+	return true
+}
+
+func (n *Node) badBody(w http.ResponseWriter, r *http.Request, err error) {
+	n.met.badMessages.Inc()
+	n.cfg.Log.Warn().Str("node", caller(r)).Str("path", r.URL.Path).Err(err).Msg("refused an invalid peer message")
+	http.Error(w, "invalid message", http.StatusBadRequest)
+}
+
+func pathDigest(w http.ResponseWriter, r *http.Request) (digest.Digest, bool) {
+	d := digest.Digest(mux.Vars(r)["digest"])
+	if !validDigest(d) {
+		http.Error(w, "invalid digest", http.StatusBadRequest)
+		return "", false
+	}
+	return d, true
+}
+
+func validDigest(d digest.Digest) bool {
+	return d.Validate() == nil && d.Algorithm() == digest.SHA256
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	// The status is out; a peer that hung up is no error of ours.
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// countingWriter adds what is sent to a counter as it is sent.
+type countingWriter struct {
+	http.ResponseWriter
+	n interface{ Add(float64) }
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.n.Add(float64(n))
+	return n, err
+}

@@ -1,0 +1,566 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/swarm/engine"
+	"github.com/shoal-dev/shoal/swarm/tracker"
+)
+
+// smallBlob is the size below which a blob goes node to node in one request:
+// two pieces. A torrent would cost more than it brings.
+const smallBlob = 2 * chunker.MinPieceLength
+
+// Fetch brings a blob to this node, or joins the download that already does.
+// It returns at once; reading waits. A small blob is fetched before Fetch
+// returns.
+func (n *Node) Fetch(ctx context.Context, r Request) (Download, error) {
+	if !validDigest(r.Digest) || r.Size < 0 {
+		return nil, fmt.Errorf("fetch %.80q of %d bytes: malformed request", r.Digest, r.Size)
+	}
+	if l, err := n.Open(ctx, r.Digest); err == nil {
+		return localDownload{l}, nil
+	}
+	if r.Size < smallBlob {
+		return n.fetchSmall(ctx, r)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	d := n.downloads[r.Digest]
+	for d != nil && d.failed() {
+		// Its readers are on their way out; the next attempt starts clean.
+		n.mu.Unlock()
+		select {
+		case <-d.gone:
+		case <-ctx.Done():
+		}
+		n.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("fetch %s: %w", r.Digest, ctx.Err())
+		}
+		d = n.downloads[r.Digest]
+	}
+	if n.closing {
+		return nil, fmt.Errorf("fetch %s: node is shutting down: %w", r.Digest, ErrUnavailable)
+	}
+	if d == nil {
+		var err error
+		if d, err = n.newDownload(r); err != nil {
+			return nil, err
+		}
+		n.downloads[r.Digest] = d
+		n.met.downloads.Set(float64(len(n.downloads)))
+		n.work.Go(d.run)
+	} else if d.id.Geometry.Size != r.Size {
+		return nil, fmt.Errorf("fetch %s: asked for %d bytes, but it is in flight with %d", r.Digest, r.Size, d.id.Geometry.Size)
+	}
+	d.take(r.Origin)
+	return &handle{d: d}, nil
+}
+
+// download is one large blob in flight on this node. It ends when the blob is
+// whole and nobody needs its pieces any more, when it fails, or when its
+// readers are gone for Linger.
+type download struct {
+	n    *Node
+	id   chunker.Identity
+	log  zerolog.Logger
+	blob *chunker.Blob
+	out  *tracker.Outbox[tracker.Up, *tracker.Up]
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	whole  chan struct{} // closed when whole and verified, or failed; see err
+	gone   chan struct{} // closed when the last hold is given back after the end
+	// starved carries the tracker's word that it knows no source.
+	starved chan struct{}
+
+	fromOrigin, fromLease, fromSwarm atomic.Int64
+
+	mu       sync.Mutex
+	origin   Origin
+	refs     int // handles, and one for run
+	idleFrom time.Time
+	err      error
+	tor      *engine.Torrent
+	leases   map[uint64]context.CancelFunc
+	leaseRun sync.WaitGroup
+	vouchers map[int]string           // who vouched for the sum of a piece
+	doubted  map[int]tracker.PieceSum // published sums that contradict a piece from a source
+	beat     tracker.Beat
+	vit      vitals
+}
+
+var errAbandoned = errors.New("nobody reads this blob any more")
+
+func (n *Node) newDownload(r Request) (*download, error) {
+	g, err := chunker.GeometryOf(r.Size)
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", r.Digest, err)
+	}
+	blob, err := n.cfg.Store.Acquire(r.Digest, r.Size)
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", r.Digest, err)
+	}
+	d := &download{
+		n: n, blob: blob,
+		id:       chunker.Identity{Cluster: n.cfg.Cluster, Digest: r.Digest, Geometry: g},
+		log:      n.cfg.Log.With().Str("digest", r.Digest.String()).Str("registry", r.Registry).Str("repository", r.Repository).Logger(),
+		out:      tracker.NewOutbox[tracker.Up](),
+		whole:    make(chan struct{}),
+		gone:     make(chan struct{}),
+		starved:  make(chan struct{}, 1),
+		leases:   map[uint64]context.CancelFunc{},
+		vouchers: map[int]string{},
+		doubted:  map[int]tracker.PieceSum{},
+	}
+	d.ctx, d.cancel = context.WithCancelCause(n.life)
+	now := time.Now()
+	d.vit = vitals{lastByte: now, lastSwarm: now, trackedSince: now}
+	d.refs = 1
+	return d, nil
+}
+
+// run is the download's life. It owns everything that it starts.
+func (d *download) run() {
+	err := d.swarm()
+	var wrong *chunker.DigestError
+	if errors.As(err, &wrong) {
+		err = d.refetch(wrong)
+	}
+	d.finish(err)
+	d.cancel(nil)
+	d.give()
+}
+
+// failed says that the download is over without the blob.
+func (d *download) failed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err != nil
+}
+
+// finish settles the outcome for everybody who waits; only the first call
+// counts.
+func (d *download) finish(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	select {
+	case <-d.whole:
+		return
+	default:
+	}
+	d.err = err
+	close(d.whole)
+	switch {
+	case err == nil:
+		d.n.met.whole.WithLabelValues("whole").Inc()
+	case errors.Is(err, errAbandoned):
+		d.n.met.whole.WithLabelValues("abandoned").Inc()
+	default:
+		d.n.met.whole.WithLabelValues("failed").Inc()
+		d.log.Warn().Err(err).Msg("download failed, containerd goes to the upstream")
+	}
+	if err != nil {
+		d.blob.Fail(err)
+	}
+}
+
+// swarm runs the download in the swarm until the blob is whole and no puller
+// needs this node, or there is an error. A *chunker.DigestError means that
+// the pieces were all there and the whole was wrong.
+func (d *download) swarm() error {
+	ctx, cancel := context.WithCancel(d.ctx)
+	defer cancel()
+	tor, err := d.n.cfg.Engine.Add(d.id, d.blob, engine.Events{PieceDone: d.pieceDone, PieceBad: d.pieceBad})
+	if err != nil {
+		return fmt.Errorf("join swarm: %w", err)
+	}
+	d.mu.Lock()
+	d.tor = tor
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		d.tor = nil
+		d.mu.Unlock()
+		tor.Drop()
+		d.leaseRun.Wait()
+	}()
+
+	tracked := make(chan struct{})
+	go func() {
+		defer close(tracked)
+		d.n.track(ctx, d.id.Digest, d.id.Geometry.NumPieces(), d, d.out)
+	}()
+	verified := make(chan error, 1)
+	go func() { verified <- d.blob.VerifyWhole(ctx) }()
+	patience := make(chan error, 1)
+	go func() { patience <- d.patience(ctx) }()
+	// Everything that was started is over when this returns.
+	settle := func(err error, open ...chan error) error {
+		cancel()
+		for _, c := range open {
+			<-c
+		}
+		<-tracked
+		return err
+	}
+
+	select {
+	case err := <-verified:
+		if err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(d.ctx)
+			}
+			return settle(err, patience)
+		}
+	case err := <-patience:
+		return settle(err, verified)
+	}
+	// Whole. Readers get the tail; the swarm may still need the pieces.
+	d.reportDoubts()
+	d.finish(nil)
+	d.out.Put(tracker.Up{Whole: true, WholeSize: d.id.Geometry.Size})
+	d.linger(ctx, tracked)
+	return settle(nil, patience)
+}
+
+// linger keeps a whole blob's torrent until the tracker says that no puller
+// is left, or nothing was uploaded for Linger.
+func (d *download) linger(ctx context.Context, tracked <-chan struct{}) {
+	tick := time.NewTicker(d.n.cfg.Linger / 4)
+	defer tick.Stop()
+	sent, last := int64(-1), time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tracked:
+			return
+		case now := <-tick.C:
+			if up := d.torrent().Stats().BytesToPeers; up != sent {
+				sent, last = up, now
+			} else if now.Sub(last) >= d.n.cfg.Linger {
+				return
+			}
+		}
+	}
+}
+
+func (d *download) torrent() *engine.Torrent {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.tor
+}
+
+// hello implements puller.
+func (d *download) hello() tracker.Up {
+	have := d.blob.Have()
+	up := tracker.Up{Hello: &tracker.Hello{
+		Version: tracker.Version, Node: d.n.self(), Digest: d.id.Digest, Size: d.id.Geometry.Size, Have: have.Bytes(),
+	}}
+	for i := range have.All() {
+		if s, ok := d.blob.Sum(i); ok {
+			up.Have = append(up.Have, tracker.PieceSum{Index: i, Sum: s})
+		}
+	}
+	up.Whole = d.blob.Complete()
+	if up.Whole {
+		up.WholeSize = d.id.Geometry.Size
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	up.Hello.Origin = d.origin != nil
+	return up
+}
+
+// lost implements puller: without the tracker's word nobody knows what we are
+// fetching, so another may be told to fetch it too. What was read of a piece
+// is lost, what was completed is not.
+func (d *download) lost() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, stop := range d.leases {
+		stop()
+		delete(d.leases, id)
+	}
+	if d.vit.tracked {
+		d.vit.tracked, d.vit.trackedSince = false, time.Now()
+	}
+}
+
+// handle implements puller.
+func (d *download) handle(m tracker.Down) {
+	if m.Error != "" {
+		d.log.Warn().Str("error", m.Error).Msg("tracker refused us")
+	}
+	d.learn(m.Sums)
+	d.mu.Lock()
+	tor := d.tor
+	if !d.vit.tracked {
+		d.vit.tracked, d.vit.trackedSince = true, time.Now()
+	}
+	for _, r := range m.Refused {
+		d.doubted[r.Index] = r
+	}
+	for _, id := range m.Revoke {
+		if stop := d.leases[id]; stop != nil {
+			stop()
+			delete(d.leases, id)
+		}
+	}
+	if m.Beat != nil {
+		if m.Beat.Progress != d.beat.Progress {
+			d.vit.lastSwarm = time.Now()
+		}
+		d.beat = *m.Beat
+	}
+	for _, l := range m.Grants {
+		ctx, cancel := context.WithCancel(d.ctx)
+		d.leases[l.ID] = cancel
+		d.leaseRun.Go(func() { d.fulfil(ctx, cancel, l) })
+	}
+	d.mu.Unlock()
+	if tor == nil {
+		return
+	}
+	for _, i := range m.Forget {
+		d.blob.Reject(i)
+		tor.Have(i) // the engine asks the blob, and finds it gone
+	}
+	if len(m.Peers) > 0 {
+		d.connect(tor, m.Peers)
+	}
+	if m.Starved {
+		select {
+		case d.starved <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// connect introduces peers to the engine; addresses come from the membership,
+// never from a message.
+func (d *download) connect(tor *engine.Torrent, ids []string) {
+	peers := make([]engine.Peer, 0, len(ids))
+	for _, id := range ids {
+		if m, ok := d.n.member(id); ok && id != d.n.self() && !d.n.suspect(id) {
+			peers = append(peers, engine.Peer{ID: id, Addr: m.Wire})
+		}
+	}
+	tor.AddPeers(peers)
+}
+
+// learn takes in published sums and wants their pieces.
+func (d *download) learn(sums []tracker.PieceSum) {
+	var want []int
+	for _, s := range sums {
+		if d.n.suspect(s.By) {
+			continue
+		}
+		switch err := d.blob.Expect(s.Index, s.Sum); {
+		case err == nil:
+			d.mu.Lock()
+			d.vouchers[s.Index] = s.By
+			d.mu.Unlock()
+			if !d.blob.Has(s.Index) {
+				want = append(want, s.Index)
+			}
+		default:
+			// We have another sum from a source. Who is right shows when the
+			// blob is whole.
+			d.mu.Lock()
+			d.doubted[s.Index] = s
+			d.mu.Unlock()
+		}
+	}
+	if tor := d.torrent(); tor != nil && len(want) > 0 {
+		tor.Want(want...)
+	}
+}
+
+// reportDoubts names the sums that the verified blob has proved wrong.
+func (d *download) reportDoubts() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var up tracker.Up
+	for i, s := range d.doubted {
+		if s.By == "" || s.By == d.n.self() {
+			continue
+		}
+		up.Disputes = append(up.Disputes, tracker.Dispute{Index: i, By: s.By})
+		d.n.met.corrupt.WithLabelValues("piece").Inc()
+		d.log.Warn().Int("piece", i).Str("voucher", s.By).Msg("a node vouched for a wrong piece digest")
+		d.n.addSuspect(s.By)
+	}
+	if !up.Empty() {
+		d.out.Put(up)
+	}
+}
+
+// pieceDone hears from the engine of a verified piece.
+func (d *download) pieceDone(i int) {
+	_, n := d.id.Geometry.Piece(i)
+	d.fromSwarm.Add(n)
+	d.n.met.received.WithLabelValues("swarm").Add(float64(n))
+	d.touch()
+	d.out.Put(tracker.Up{Got: []int{i}})
+}
+
+// pieceBad hears from the engine of a piece that kept failing.
+func (d *download) pieceBad(i int, peers []string) {
+	d.n.met.corrupt.WithLabelValues("piece").Inc()
+	d.mu.Lock()
+	by := d.vouchers[i]
+	d.mu.Unlock()
+	d.log.Warn().Int("piece", i).Strs("peers", peers).Str("voucher", by).
+		Msg("piece from the swarm contradicts its digest again and again: not asking peers for it any more")
+}
+
+// touch notes that useful bytes arrived.
+func (d *download) touch() {
+	d.mu.Lock()
+	d.vit.lastByte = time.Now()
+	d.mu.Unlock()
+}
+
+// refetch deals with a blob whose pieces were right by their published sums
+// and wrong as a whole: some node vouched for wrong bytes. Everything is
+// thrown away and taken from the origin alone, which also shows who lied.
+func (d *download) refetch(wrong *chunker.DigestError) error {
+	n := d.id.Geometry.NumPieces()
+	old := make([]chunker.Sum, n)
+	for i := range n {
+		old[i], _ = d.blob.Sum(i)
+	}
+	d.mu.Lock()
+	vouchers, origin := d.vouchers, d.origin
+	d.mu.Unlock()
+	names := map[string]bool{}
+	for _, by := range vouchers {
+		names[by] = true
+	}
+	d.n.met.corrupt.WithLabelValues("blob").Inc()
+	d.log.Error().Err(wrong).Strs("vouchers", sortedKeys(names)).
+		Msg("blob does not match its digest: discarded, nothing of its end was delivered; fetching it from the registry alone")
+	d.blob.Discard()
+	if origin == nil {
+		return fmt.Errorf("refetch: no origin: %w", wrong)
+	}
+	verified := make(chan error, 1)
+	ctx, cancel := context.WithCancel(d.ctx)
+	defer cancel()
+	go func() { verified <- d.blob.VerifyWhole(ctx) }()
+	if err := d.fetchAll(ctx, origin); err != nil {
+		cancel()
+		<-verified
+		return fmt.Errorf("refetch from the registry: %w", err)
+	}
+	if err := <-verified; err != nil {
+		d.blob.Discard()
+		return fmt.Errorf("the registry itself sent wrong bytes: %w", err)
+	}
+	for i := range n {
+		by := vouchers[i]
+		if s, _ := d.blob.Sum(i); s != old[i] && by != "" && !d.n.suspect(by) {
+			d.log.Error().Int("piece", i).Str("voucher", by).Dur("for", suspectFor).
+				Msg("this node vouched for wrong bytes, and is not believed for a while: check its disk and memory")
+			d.n.addSuspect(by)
+		}
+	}
+	return nil
+}
+
+func sortedKeys(m map[string]bool) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func (d *download) take(o Origin) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refs++
+	if o != nil {
+		// The newest caller's credentials are the likeliest to be valid.
+		d.origin = o
+	}
+}
+
+// give returns a hold; the last one, which is not run's unless nobody reads
+// any more, lets go of the blob.
+func (d *download) give() {
+	d.n.mu.Lock()
+	defer d.n.mu.Unlock()
+	d.mu.Lock()
+	d.refs--
+	if d.refs == 1 {
+		d.idleFrom = time.Now()
+	}
+	last := d.refs == 0
+	d.mu.Unlock()
+	if last {
+		d.blob.Release()
+		delete(d.n.downloads, d.id.Digest)
+		d.n.met.downloads.Set(float64(len(d.n.downloads)))
+		close(d.gone)
+	}
+}
+
+// abandoned says that nobody has read for Linger.
+func (d *download) abandoned(now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.refs == 1 && !d.idleFrom.IsZero() && now.Sub(d.idleFrom) >= d.n.cfg.Linger
+}
+
+// handle is one caller's hold on a download.
+type handle struct {
+	d    *download
+	once sync.Once
+}
+
+func (h *handle) NewReader(ctx context.Context, off, n int64) io.ReadCloser {
+	return h.d.blob.NewReader(ctx, off, n, false)
+}
+
+func (h *handle) Wait(ctx context.Context) error {
+	select {
+	case <-h.d.whole:
+		h.d.mu.Lock()
+		defer h.d.mu.Unlock()
+		return h.d.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (h *handle) Stats() Stats {
+	return Stats{Origin: h.d.fromOrigin.Load(), Peers: h.d.fromLease.Load() + h.d.fromSwarm.Load()}
+}
+
+func (h *handle) Close() { h.once.Do(h.d.give) }
+
+// localDownload is a blob that was here all the time.
+type localDownload struct{ r Reader }
+
+func (l localDownload) NewReader(_ context.Context, off, n int64) io.ReadCloser {
+	return io.NopCloser(io.NewSectionReader(l.r, off, n))
+}
+
+func (l localDownload) Wait(context.Context) error { return nil }
+func (l localDownload) Stats() Stats               { return Stats{Local: l.r.Size()} }
+func (l localDownload) Close()                     { _ = l.r.Close() }

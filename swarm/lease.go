@@ -1,0 +1,342 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/swarm/tracker"
+)
+
+const (
+	// progressEvery is how often a lease tells the tracker that it moves; a
+	// tenth of the time after which it would be revoked.
+	progressEvery = 500 * time.Millisecond
+	// helpRun is how much a download fetches by itself at a time, in bytes,
+	// before it looks again whether the swarm moves.
+	helpRun = 4 << 20
+)
+
+// pieceBuffers recycles the memory that pieces pass through between socket
+// and disk; at most MaxPieceLength each.
+type pieceBuffers struct{ pool sync.Pool }
+
+func (b *pieceBuffers) get(n int64) []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok && int64(cap(*p)) >= n {
+		return (*p)[:n]
+	}
+	return make([]byte, n)
+}
+
+func (b *pieceBuffers) put(p []byte) { b.pool.Put(&p) }
+
+// fulfil works a lease off and tells the tracker how it ended.
+func (d *download) fulfil(ctx context.Context, cancel context.CancelFunc, l tracker.Lease) {
+	defer cancel()
+	kind := "origin"
+	if l.Source != "" {
+		kind = "holder"
+	}
+	err := d.work(ctx, l)
+	d.mu.Lock()
+	_, mine := d.leases[l.ID]
+	delete(d.leases, l.ID)
+	d.mu.Unlock()
+	switch {
+	case err == nil:
+		d.n.met.leases.WithLabelValues(kind, "done").Inc()
+		return
+	case !mine:
+		// Revoked, or the session is gone: the tracker knows.
+		d.n.met.leases.WithLabelValues(kind, "revoked").Inc()
+		return
+	}
+	d.n.met.leases.WithLabelValues(kind, "failed").Inc()
+	reason := tracker.FailSource
+	var conflict *chunker.ConflictError
+	switch {
+	case errors.Is(err, ErrNoRange):
+		reason = tracker.FailNoRange
+	case errors.Is(err, ErrNotFound):
+		reason = tracker.FailNotFound
+	case errors.As(err, &conflict):
+		reason = tracker.FailCorrupt
+		d.n.met.corrupt.WithLabelValues("piece").Inc()
+	}
+	if d.ctx.Err() == nil {
+		d.log.Warn().Err(err).Str("source", l.Source).Int("first", l.First).Int("count", l.Count).
+			Msg("lease failed, the tracker gives it to another")
+	}
+	d.out.Put(tracker.Up{Failed: []tracker.Failure{{Lease: l.ID, Reason: reason}}})
+}
+
+// work brings in the pieces of a lease that are still missing.
+func (d *download) work(ctx context.Context, l tracker.Lease) error {
+	open, err := d.opener(l.Source)
+	if err != nil {
+		return err
+	}
+	g := d.id.Geometry
+	end := l.First + l.Count
+	rd := &leaseReader{d: d, id: l.ID, holder: l.Source != ""}
+	if l.Whole {
+		body, err := open(ctx, 0, g.Size)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		rd.ReadCloser = body
+		return d.readPieces(rd, 0, g.NumPieces())
+	}
+	for i := l.First; i < end; {
+		if d.blob.Has(i) {
+			i++
+			continue
+		}
+		to := i + 1
+		for to < end && !d.blob.Has(to) {
+			to++
+		}
+		off, _ := g.Piece(i)
+		last, n := g.Piece(to - 1)
+		body, err := open(ctx, off, last+n-off)
+		if err != nil {
+			return err
+		}
+		rd.ReadCloser = body
+		err = d.readPieces(rd, i, to)
+		body.Close()
+		if err != nil {
+			return err
+		}
+		i = to
+	}
+	return nil
+}
+
+// opener returns how to open a range at a source: a node, or "" for the
+// origin.
+func (d *download) opener(source string) (func(ctx context.Context, off, n int64) (io.ReadCloser, error), error) {
+	if source == "" {
+		d.mu.Lock()
+		o := d.origin
+		d.mu.Unlock()
+		if o == nil {
+			return nil, fmt.Errorf("open origin: none known: %w", ErrUnavailable)
+		}
+		return o.Open, nil
+	}
+	m, ok := d.n.member(source)
+	if !ok || d.n.suspect(source) {
+		return nil, fmt.Errorf("open node %s: not a live, trusted member: %w", source, ErrUnavailable)
+	}
+	return func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+		return d.n.peers.blob(ctx, m, d.id.Digest, off, n)
+	}, nil
+}
+
+// readPieces reads pieces [from, to) off r and stores and announces each that
+// is still missing.
+func (d *download) readPieces(r *leaseReader, from, to int) error {
+	g := d.id.Geometry
+	buf := d.n.buffers.get(g.PieceLength)
+	defer func() { d.n.buffers.put(buf) }()
+	for i := from; i < to; i++ {
+		off, n := g.Piece(i)
+		p := buf[:n]
+		if _, err := io.ReadFull(r, p); err != nil {
+			return fmt.Errorf("read piece %d at byte %d: %w", i, off, err)
+		}
+		if d.blob.Has(i) {
+			continue // it came through the swarm meanwhile
+		}
+		sum, err := d.blob.WritePiece(i, p)
+		if err != nil {
+			return fmt.Errorf("store piece %d: %w", i, err)
+		}
+		d.mu.Lock()
+		d.vouchers[i] = d.n.self()
+		d.mu.Unlock()
+		// The sum goes out before the announcement to peers does: a piece is
+		// wanted only once its sum is known.
+		d.out.Put(tracker.Up{Have: []tracker.PieceSum{{Index: i, Sum: sum}}})
+		if tor := d.torrent(); tor != nil {
+			tor.Have(i)
+		}
+	}
+	return nil
+}
+
+// leaseReader counts what a lease brings in.
+type leaseReader struct {
+	io.ReadCloser
+	d      *download
+	id     uint64
+	holder bool
+	bytes  int64
+	told   time.Time
+}
+
+func (r *leaseReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if n == 0 {
+		return n, err
+	}
+	d := r.d
+	r.bytes += int64(n)
+	if r.holder {
+		d.fromLease.Add(int64(n))
+		d.n.met.received.WithLabelValues("lease").Add(float64(n))
+	} else {
+		d.fromOrigin.Add(int64(n))
+		d.n.met.received.WithLabelValues("origin").Add(float64(n))
+	}
+	if now := time.Now(); now.Sub(r.told) >= progressEvery {
+		r.told = now
+		d.touch()
+		if r.id != 0 {
+			d.out.Put(tracker.Up{Progress: []tracker.Progress{{Lease: r.id, Bytes: r.bytes}}})
+		}
+	}
+	return n, err
+}
+
+// patience watches over the download: it ends it when nobody reads, and helps
+// itself from the origin when the swarm does not deliver.
+func (d *download) patience(ctx context.Context) error {
+	tick := time.NewTicker(min(d.n.cfg.Patience/5, time.Second))
+	defer tick.Stop()
+	var morePeers time.Time
+	var swarmBytes int64
+	stuck := 0
+	for {
+		reason := ""
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-d.starved:
+			reason = helpStarved
+		case now := <-tick.C:
+			if d.abandoned(now) && !d.blob.Complete() {
+				return errAbandoned
+			}
+			if b := d.torrent().Stats().BytesFromPeers; b != swarmBytes {
+				swarmBytes = b
+				d.touch()
+			}
+			if now.Sub(morePeers) >= 5*time.Second && d.lonely() {
+				morePeers = now
+				d.out.Put(tracker.Up{MorePeers: true})
+			}
+			reason, _ = impatient(d.vitals(), d.n.cfg.Patience, now)
+		}
+		if reason == "" || d.blob.Complete() {
+			continue
+		}
+		d.n.met.fallbacks.WithLabelValues(reason).Inc()
+		d.log.Warn().Str("reason", reason).Dur("patience", d.n.cfg.Patience).
+			Msg("the swarm does not deliver, fetching from the registry directly")
+		moved, err := d.helpOut(ctx, swarmBytes)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case moved:
+			stuck = 0
+		case err != nil:
+			// Neither the swarm nor the origin. One more round of patience,
+			// then the client had better go elsewhere.
+			if stuck++; stuck >= 2 || reason == helpStarved {
+				return fmt.Errorf("no source for the rest of the blob (%s): %w", reason, err)
+			}
+			d.touch()
+		}
+	}
+}
+
+// helpOut fetches run after run until the swarm sends again, nothing is
+// missing, or there is an error. moved says that something came.
+func (d *download) helpOut(ctx context.Context, swarmBytes int64) (moved bool, err error) {
+	for ctx.Err() == nil && d.torrent().Stats().BytesFromPeers == swarmBytes {
+		more, err := d.help(ctx)
+		if err != nil || !more {
+			return moved, err
+		}
+		moved = true
+	}
+	return moved, ctx.Err()
+}
+
+// lonely says that the node is connected to few of the other pullers.
+func (d *download) lonely() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.tor != nil && d.tor.Stats().Peers < min(d.beat.Pullers-1, 4)
+}
+
+func (d *download) vitals() vitals {
+	have := d.blob.Have()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v := d.vit
+	v.leases = len(d.leases)
+	for i := range have.Missing() {
+		if _, known := d.blob.Sum(i); known {
+			v.obtainable = true
+			break
+		}
+	}
+	return v
+}
+
+// help fetches the first run of missing pieces, at most helpRun bytes, from
+// the origin, else from any node that holds the blob. moved is false when
+// nothing was missing.
+func (d *download) help(ctx context.Context) (moved bool, err error) {
+	have := d.blob.Have()
+	g := d.id.Geometry
+	from, to := -1, 0
+	for i := range have.Missing() {
+		if from < 0 {
+			from, to = i, i
+		}
+		if i != to || int64(to-from)*g.PieceLength >= helpRun {
+			break
+		}
+		to++
+	}
+	if from < 0 {
+		return false, nil
+	}
+	sources := []string{""}
+	if _, nodes, err := d.n.holders(ctx, d.id.Digest); err == nil {
+		sources = append(sources, first(nodes, 3)...)
+	}
+	for _, s := range sources {
+		if s == d.n.self() {
+			continue
+		}
+		serr := d.work(ctx, tracker.Lease{First: from, Count: to - from, Source: s})
+		if errors.Is(serr, ErrNoRange) {
+			serr = d.work(ctx, tracker.Lease{Source: s, Whole: true})
+		}
+		if serr == nil {
+			return true, nil
+		}
+		err = errors.Join(err, serr)
+	}
+	return false, err
+}
+
+// fetchAll takes every missing piece from the origin, in order.
+func (d *download) fetchAll(ctx context.Context, o Origin) error {
+	body, err := o.Open(ctx, 0, d.id.Geometry.Size)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return d.readPieces(&leaseReader{ReadCloser: body, d: d}, 0, d.id.Geometry.NumPieces())
+}

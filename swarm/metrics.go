@@ -1,0 +1,60 @@
+package swarm
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	received    *prometheus.CounterVec
+	sent        *prometheus.CounterVec
+	fallbacks   *prometheus.CounterVec
+	leases      *prometheus.CounterVec
+	corrupt     *prometheus.CounterVec
+	downloads   prometheus.Gauge
+	held        prometheus.Gauge
+	badMessages prometheus.Counter
+	whole       *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		received: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_swarm_received_bytes_total",
+			Help: "Bytes of blobs brought to this node, by source: origin, lease (from a node that holds the whole blob) or swarm (from other pullers).",
+		}, []string{"source"}),
+		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_swarm_sent_bytes_total",
+			Help: "Bytes of blobs sent to other nodes, by way: lease or swarm.",
+		}, []string{"way"}),
+		fallbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_swarm_fallbacks_total",
+			Help: "Times that a download helped itself from the origin instead of waiting for the swarm, by reason.",
+		}, []string{"reason"}),
+		leases: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_swarm_leases_total",
+			Help: "Leases that ended on this node, by source (origin or holder) and result.",
+		}, []string{"source", "result"}),
+		corrupt: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_swarm_corrupt_total",
+			Help: "Wrong bytes discarded on this node, by what was wrong: piece, blob or small.",
+		}, []string{"what"}),
+		downloads: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_swarm_downloads",
+			Help: "Blobs in flight on this node, including those it still trades after having them whole.",
+		}),
+		held: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_swarm_held_blobs",
+			Help: "Whole blobs on this node that the cluster is told of.",
+		}),
+		badMessages: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_swarm_invalid_messages_total",
+			Help: "Messages of peers that were refused because no correct node sends them.",
+		}),
+		whole: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_swarm_blobs_total",
+			Help: "Downloads that ended on this node, by result: whole, failed or abandoned.",
+		}, []string{"result"}),
+	}
+	if r != nil {
+		r.MustRegister(m.received, m.sent, m.fallbacks, m.leases, m.corrupt, m.downloads, m.held, m.badMessages, m.whole)
+	}
+	return m
+}

@@ -1,0 +1,622 @@
+package tracker
+
+import (
+	"cmp"
+	"hash/maphash"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/shoal-dev/shoal/chunker"
+)
+
+// Large is the state of one blob's swarm. It is a pure state machine: not safe
+// for concurrent use, no clock but the times passed in.
+//
+// Invariants, checked by the property tests:
+//   - a piece is under at most one lease, and never under one while an
+//     incomplete puller has it;
+//   - a puller has a lease only while it is incomplete and in the session;
+//   - leases on the origin never exceed OriginStreams, on a holder never
+//     HolderStreams, and no puller is its own source;
+//   - while something is missing and a source is usable by some puller, a
+//     lease is out.
+type Large struct {
+	p       Params
+	g       chunker.Geometry
+	rng     *rand.Rand
+	seed    maphash.Seed
+	pullers map[string]*puller
+	// holders are the nodes that serve the whole blob, with the number of
+	// leases on each.
+	holders map[string]int
+	pieces  []pieceState
+	// cursor: no piece before it is free.
+	cursor  int
+	nextID  uint64
+	noRange bool
+	// wholeOut is the lease of the one streaming fetcher of a registry that
+	// ignores ranges.
+	wholeOut *lease
+	// originOut counts leases on the origin.
+	originOut int
+	progress  int64
+	starved   bool
+}
+
+type pieceState struct {
+	// owners counts the pullers in session that have the piece, complete
+	// ones only during their grace.
+	owners int32
+	known  bool
+	leased *lease
+	sum    chunker.Sum
+	by     string
+}
+
+type puller struct {
+	id       string
+	order    uint64
+	have     chunker.Bitfield
+	origin   bool
+	complete bool
+	// graceEnd is when a complete puller's pieces stop to count as owned;
+	// zero when they do not count (any more).
+	graceEnd time.Time
+	leases   map[uint64]*lease
+	granted  uint64 // id of the last lease, for round robin
+	rate     float64
+	bars     map[string]bar // by source; "" is the origin
+}
+
+type bar struct {
+	until time.Time
+	fails int
+}
+
+type lease struct {
+	Lease
+	to       *puller
+	left     int // pieces still missing
+	began    time.Time
+	lastMove time.Time
+	bytes    int64
+}
+
+// NewLarge returns the empty swarm of a blob of geometry g. rng decides which
+// peers meet in a large swarm.
+func NewLarge(p Params, g chunker.Geometry, rng *rand.Rand) *Large {
+	return &Large{
+		// Lease ids of one tracker mean nothing to the next.
+		nextID: rng.Uint64() >> 16,
+		p:      p.withDefaults(), g: g, rng: rng, seed: maphash.MakeSeed(),
+		pullers: map[string]*puller{}, holders: map[string]int{},
+		pieces: make([]pieceState, g.NumPieces()),
+	}
+}
+
+// Pieces is the number of pieces, for checking messages.
+func (l *Large) Pieces() int { return len(l.pieces) }
+
+// Idle says that nobody is in session: the state can be forgotten.
+func (l *Large) Idle() bool { return len(l.pullers) == 0 }
+
+// Join adds the puller of a checked hello, or replaces an earlier session of
+// the same node, and introduces it to others.
+func (l *Large) Join(h *Hello, now time.Time) []Out {
+	out := l.Leave(h.Node, now)
+	l.nextID++
+	have, err := chunker.BitfieldFromBytes(len(l.pieces), h.Have)
+	if err != nil {
+		have = chunker.NewBitfield(len(l.pieces))
+	}
+	p := &puller{
+		id: h.Node, order: l.nextID, have: have, origin: h.Origin,
+		leases: map[uint64]*lease{}, bars: map[string]bar{},
+	}
+	l.pullers[p.id] = p
+	for i := range l.pieces {
+		if p.have.Has(i) {
+			l.own(i)
+		}
+	}
+	var d Down
+	d.Peers = l.introduce(p)
+	for i := range l.pieces {
+		if s := &l.pieces[i]; s.known {
+			d.Sums = append(d.Sums, PieceSum{Index: i, Sum: s.sum, By: s.by})
+		}
+	}
+	d.Beat = l.beat()
+	out = append(out, Out{p.id, d})
+	return append(out, l.grant(now)...)
+}
+
+// Leave ends a node's session.
+func (l *Large) Leave(node string, now time.Time) []Out {
+	p := l.pullers[node]
+	if p == nil {
+		return nil
+	}
+	for _, ls := range p.leases {
+		l.end(ls)
+	}
+	if !p.complete || !p.graceEnd.IsZero() {
+		l.disown(p)
+	}
+	delete(l.pullers, node)
+	return append(l.grant(now), l.finish()...)
+}
+
+// SetHolders replaces the set of nodes that serve the whole blob.
+func (l *Large) SetHolders(nodes []string, now time.Time) []Out {
+	next := make(map[string]int, len(nodes))
+	for _, n := range nodes {
+		next[n] = l.leasesOn(n)
+	}
+	l.holders = next
+	return l.grant(now)
+}
+
+// Handle takes in a checked message of a puller in session.
+func (l *Large) Handle(node string, u Up, now time.Time) []Out {
+	p := l.pullers[node]
+	if p == nil {
+		return nil
+	}
+	var out []Out
+	for _, pr := range u.Progress {
+		if ls := p.leases[pr.Lease]; ls != nil && pr.Bytes > ls.bytes {
+			ls.bytes, ls.lastMove = pr.Bytes, now
+		}
+	}
+	out = append(out, l.sums(p, u.Have)...)
+	for _, h := range u.Have {
+		l.gain(p, h.Index, now)
+	}
+	for _, i := range u.Got {
+		l.gain(p, i, now)
+	}
+	for _, i := range u.Lost {
+		l.lose(p, i)
+	}
+	for _, d := range u.Disputes {
+		out = append(out, l.dispute(d)...)
+	}
+	for _, f := range u.Failed {
+		l.fail(p, f, now)
+	}
+	if u.MorePeers {
+		if peers := l.introduce(p); len(peers) > 0 {
+			out = append(out, Out{p.id, Down{Peers: peers}})
+		}
+	}
+	if u.Whole && !p.complete {
+		for i := range l.pieces {
+			l.gain(p, i, now)
+		}
+		for _, ls := range p.leases {
+			l.end(ls)
+		}
+		p.complete, p.graceEnd = true, now.Add(l.p.Grace)
+		l.holders[p.id] = l.leasesOn(p.id)
+	}
+	out = append(out, l.grant(now)...)
+	return append(out, l.finish()...)
+}
+
+// Tick expires what time expires; call it about once a second.
+func (l *Large) Tick(now time.Time) []Out {
+	var out []Out
+	for _, p := range l.sorted() {
+		for _, id := range sortedIDs(p.leases) {
+			ls := p.leases[id]
+			if now.Sub(ls.lastMove) < l.p.LeaseTimeout {
+				continue
+			}
+			l.bar(p, ls.Source, now)
+			l.end(ls)
+			out = append(out, Out{p.id, Down{Revoke: []uint64{id}}})
+		}
+		if p.complete && !p.graceEnd.IsZero() && now.After(p.graceEnd) {
+			p.graceEnd = time.Time{}
+			l.disown(p)
+		}
+	}
+	out = append(out, l.grant(now)...)
+	for _, p := range l.sorted() {
+		if !p.complete {
+			out = append(out, Out{p.id, Down{Beat: l.beat()}})
+		}
+	}
+	return out
+}
+
+// leasesOn counts the leases on a holder, which may have been unlisted for a
+// while.
+func (l *Large) leasesOn(holder string) int {
+	if n, ok := l.holders[holder]; ok {
+		return n
+	}
+	n := 0
+	for _, p := range l.pullers {
+		for _, ls := range p.leases {
+			if ls.Source == holder {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func (l *Large) beat() *Beat {
+	return &Beat{Progress: l.progress, Pullers: l.incomplete(), Holders: len(l.holders)}
+}
+
+// finish tells the complete pullers that no one needs them any more.
+func (l *Large) finish() []Out {
+	if l.incomplete() > 0 {
+		return nil
+	}
+	var out []Out
+	for _, p := range l.sorted() {
+		out = append(out, Out{p.id, Down{Done: true}})
+	}
+	return out
+}
+
+func (l *Large) incomplete() int {
+	n := 0
+	for _, p := range l.pullers {
+		if !p.complete {
+			n++
+		}
+	}
+	return n
+}
+
+// introduce picks incomplete pullers for p to connect to. Complete ones are
+// left out: many pullers on one seed is what the leases avoid.
+func (l *Large) introduce(p *puller) []string {
+	var ids []string
+	for _, q := range l.sorted() {
+		if q != p && !q.complete {
+			ids = append(ids, q.id)
+		}
+	}
+	if len(ids) > l.p.MaxPeers {
+		l.rng.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+		ids = ids[:l.p.MaxPeers]
+	}
+	return ids
+}
+
+// sums takes in published sums; the first one of a piece stands.
+func (l *Large) sums(p *puller, sums []PieceSum) []Out {
+	var fresh, refused []PieceSum
+	for _, h := range sums {
+		s := &l.pieces[h.Index]
+		switch {
+		case !s.known:
+			s.known, s.sum, s.by = true, h.Sum, p.id
+			fresh = append(fresh, PieceSum{Index: h.Index, Sum: h.Sum, By: p.id})
+		case s.sum != h.Sum:
+			refused = append(refused, PieceSum{Index: h.Index, Sum: s.sum, By: s.by})
+		}
+	}
+	var out []Out
+	if len(fresh) > 0 {
+		for _, q := range l.sorted() {
+			if q != p && !q.complete {
+				out = append(out, Out{q.id, Down{Sums: fresh}})
+			}
+		}
+	}
+	if len(refused) > 0 {
+		out = append(out, Out{p.id, Down{Refused: refused}})
+	}
+	return out
+}
+
+// dispute withdraws a sum that a puller has proved wrong, if it is still the
+// voucher's. Whoever has the piece has wrong bytes, and is told to forget it.
+func (l *Large) dispute(d Dispute) []Out {
+	s := &l.pieces[d.Index]
+	if !s.known || s.by != d.By {
+		return nil
+	}
+	s.known, s.sum, s.by = false, chunker.Sum{}, ""
+	var out []Out
+	for _, q := range l.sorted() {
+		if q.complete {
+			continue
+		}
+		l.lose(q, d.Index)
+		out = append(out, Out{q.id, Down{Forget: []int{d.Index}}})
+	}
+	return out
+}
+
+// gain records that p has piece i.
+func (l *Large) gain(p *puller, i int, now time.Time) {
+	if p.complete || p.have.Has(i) {
+		return
+	}
+	p.have.Set(i)
+	l.own(i)
+	ls := l.pieces[i].leased
+	if ls == nil {
+		return
+	}
+	// Whoever brought it in, the piece is in the swarm now.
+	l.pieces[i].leased = nil
+	ls.left--
+	if ls.to == p {
+		_, n := l.g.Piece(i)
+		l.progress += n
+		ls.lastMove = now
+	}
+	if ls.left == 0 {
+		if took := now.Sub(ls.began).Seconds(); ls.to == p && took > 0 {
+			_, last := l.g.Piece(ls.First + ls.Count - 1)
+			rate := float64(int64(ls.Count-1)*l.g.PieceLength+last) / took
+			if p.rate == 0 {
+				p.rate = rate
+			} else {
+				p.rate = (p.rate + rate) / 2
+			}
+		}
+		if ls.to == p {
+			delete(p.bars, ls.Source)
+		}
+		l.end(ls)
+	}
+}
+
+func (l *Large) lose(p *puller, i int) {
+	if p.complete || !p.have.Has(i) {
+		return
+	}
+	p.have.Clear(i)
+	l.pieces[i].owners--
+	l.freed(i)
+}
+
+func (l *Large) own(i int) { l.pieces[i].owners++ }
+
+func (l *Large) disown(p *puller) {
+	for i := range l.pieces {
+		if p.have.Has(i) {
+			l.pieces[i].owners--
+			l.freed(i)
+		}
+	}
+}
+
+func (l *Large) freed(i int) {
+	if l.free(i) {
+		l.cursor = min(l.cursor, i)
+	}
+}
+
+func (l *Large) free(i int) bool { return l.pieces[i].owners == 0 && l.pieces[i].leased == nil }
+
+// fail ends a lease that its puller could not fulfil.
+func (l *Large) fail(p *puller, f Failure, now time.Time) {
+	ls := p.leases[f.Lease]
+	if ls == nil {
+		return
+	}
+	switch {
+	case f.Reason == FailNoRange && ls.Source == "" && !ls.Whole:
+		l.noRange = true
+	case f.Reason == FailNotFound && ls.Source != "":
+		delete(l.holders, ls.Source)
+	default:
+		l.bar(p, ls.Source, now)
+	}
+	l.end(ls)
+}
+
+func (l *Large) bar(p *puller, source string, now time.Time) {
+	b := p.bars[source]
+	b.fails++
+	b.until = now.Add(l.p.barFor(b.fails))
+	p.bars[source] = b
+}
+
+func (p *puller) barred(source string, now time.Time) bool {
+	b, ok := p.bars[source]
+	return ok && now.Before(b.until)
+}
+
+// end takes a lease back; pieces that are still missing become free.
+func (l *Large) end(ls *lease) {
+	if ls.to.leases[ls.ID] != ls {
+		return
+	}
+	delete(ls.to.leases, ls.ID)
+	if ls.Source == "" {
+		l.originOut--
+	} else if n, ok := l.holders[ls.Source]; ok {
+		l.holders[ls.Source] = n - 1
+	}
+	if l.wholeOut == ls {
+		l.wholeOut = nil
+	}
+	for i := ls.First; i < ls.First+ls.Count; i++ {
+		if l.pieces[i].leased == ls {
+			l.pieces[i].leased = nil
+			l.freed(i)
+		}
+	}
+}
+
+// grant hands out leases while there is something free, a puller with room
+// and a source with room.
+func (l *Large) grant(now time.Time) []Out {
+	var out []Out
+	per := streamsPerPuller(l.incomplete())
+	skip := map[*puller]bool{}
+	for {
+		first := l.nextFree()
+		if first < 0 {
+			l.starved = false
+			return out
+		}
+		p := l.nextPuller(per, skip)
+		if p == nil {
+			return append(out, l.starve(now)...)
+		}
+		source, ok := l.source(p, now)
+		if !ok {
+			skip[p] = true
+			continue
+		}
+		ls := l.lease(p, source, first, per, now)
+		out = append(out, Out{p.id, Down{Grants: []Lease{ls.Lease}}})
+	}
+}
+
+// lease creates the lease of the run of free pieces that begins at first.
+func (l *Large) lease(p *puller, source string, first, per int, now time.Time) *lease {
+	l.nextID++
+	ls := &lease{Lease: Lease{ID: l.nextID, First: first, Source: source}, to: p, began: now, lastMove: now}
+	if source == "" && l.noRange {
+		ls.Whole = true
+		ls.Count = len(l.pieces) - first
+		l.wholeOut = ls
+	} else {
+		left := int64(l.freeCount()) * l.g.PieceLength
+		streams := min(per*l.incomplete(), max(l.p.OriginStreams, l.p.HolderStreams*len(l.holders)))
+		want := int(max(l.p.leaseLength(p.rate, left, streams)/l.g.PieceLength, 1))
+		for ls.Count < want && first+ls.Count < len(l.pieces) && l.free(first+ls.Count) {
+			ls.Count++
+		}
+	}
+	for i := first; i < first+ls.Count; i++ {
+		if l.free(i) {
+			l.pieces[i].leased = ls
+			ls.left++
+		}
+	}
+	if source == "" {
+		l.originOut++
+	} else {
+		l.holders[source]++
+	}
+	p.leases[ls.ID] = ls
+	p.granted = ls.ID
+	l.starved = false
+	return ls
+}
+
+func (l *Large) nextFree() int {
+	for ; l.cursor < len(l.pieces); l.cursor++ {
+		if l.free(l.cursor) {
+			return l.cursor
+		}
+	}
+	return -1
+}
+
+func (l *Large) freeCount() int {
+	n := 0
+	for i := l.cursor; i < len(l.pieces); i++ {
+		if l.free(i) {
+			n++
+		}
+	}
+	return n
+}
+
+// nextPuller is the incomplete puller with the fewest leases, the one served
+// longest ago among equals.
+func (l *Large) nextPuller(per int, skip map[*puller]bool) *puller {
+	var best *puller
+	for _, p := range l.pullers {
+		if p.complete || skip[p] || len(p.leases) >= per {
+			continue
+		}
+		if best == nil || cmp.Or(cmp.Compare(len(p.leases), len(best.leases)),
+			cmp.Compare(p.granted, best.granted), cmp.Compare(p.order, best.order)) < 0 {
+			best = p
+		}
+	}
+	return best
+}
+
+// source picks where p fetches its next lease: the least busy holder that is
+// not barred; the origin only when there is no such holder at all, so that a
+// busy holder does not send pullers to the registry.
+func (l *Large) source(p *puller, now time.Time) (string, bool) {
+	best, usable := "", false
+	for h, n := range l.holders {
+		if h == p.id || p.barred(h, now) {
+			continue
+		}
+		usable = true
+		if n >= l.p.HolderStreams {
+			continue
+		}
+		if best == "" || n < l.holders[best] || n == l.holders[best] && l.affinity(p.id, h) < l.affinity(p.id, best) {
+			best = h
+		}
+	}
+	if usable {
+		return best, best != ""
+	}
+	switch {
+	case !p.origin, p.barred("", now), l.originOut >= l.p.OriginStreams:
+		return "", false
+	case l.noRange && l.wholeOut != nil:
+		return "", false
+	}
+	return "", true
+}
+
+// affinity spreads pullers over equally busy holders.
+func (l *Large) affinity(p, h string) uint64 { return maphash.String(l.seed, p+"\x00"+h) }
+
+// starve tells the pullers, once, that what is missing cannot come from
+// anywhere: nothing is leased, and no puller can use any source.
+func (l *Large) starve(now time.Time) []Out {
+	var out []Out
+	for _, p := range l.sorted() {
+		if p.complete {
+			continue
+		}
+		if len(p.leases) > 0 {
+			return nil
+		}
+		if _, ok := l.source(p, now); ok {
+			return nil
+		}
+		out = append(out, Out{p.id, Down{Starved: true}})
+	}
+	if l.starved {
+		return nil
+	}
+	l.starved = true
+	return out
+}
+
+// sorted returns the pullers in the order of joining, so that runs with the
+// same events give the same messages.
+func (l *Large) sorted() []*puller {
+	ps := make([]*puller, 0, len(l.pullers))
+	for _, p := range l.pullers {
+		ps = append(ps, p)
+	}
+	slices.SortFunc(ps, func(a, b *puller) int { return cmp.Compare(a.order, b.order) })
+	return ps
+}
+
+func sortedIDs(m map[uint64]*lease) []uint64 {
+	ids := make([]uint64, 0, len(m))
+	for id := range m {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}

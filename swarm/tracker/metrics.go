@@ -1,0 +1,30 @@
+package tracker
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	swarms    prometheus.Gauge
+	inventory prometheus.Gauge
+	disputes  prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		swarms: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_tracker_swarms",
+			Help: "Blobs in flight that this node tracks.",
+		}),
+		inventory: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_tracker_blobs",
+			Help: "Blobs of which this node, as their tracker or its standby, knows a holder.",
+		}),
+		disputes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_tracker_disputes_total",
+			Help: "Published piece digests that a node proved wrong.",
+		}),
+	}
+	if r != nil {
+		r.MustRegister(m.swarms, m.inventory, m.disputes)
+	}
+	return m
+}

@@ -1,0 +1,120 @@
+package tracker
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func newSmall(p Params) *Small { return NewSmall(p, rand.New(rand.NewPCG(1, 2))) }
+
+func TestSmallOneNodeAsksTheOrigin(t *testing.T) {
+	s := newSmall(Params{SmallStreams: 2})
+	out := []Out{}
+	for i := range 10 {
+		out = append(out, s.Join(hello(fmt.Sprint(i), 0, true), epoch)...)
+	}
+	origin, peers, rounds := 0, 0, 0
+	for len(out) > 0 {
+		rounds++
+		var next []Out
+		for node, ls := range grants(out) {
+			for _, l := range ls {
+				if l.Source == "" {
+					origin++
+				} else {
+					peers++
+				}
+				next = append(next, s.Handle(node, Up{Whole: true, WholeSize: 10}, epoch)...)
+			}
+		}
+		out = next
+	}
+	if origin != 1 || peers != 9 {
+		t.Errorf("%d fetches from the origin and %d from peers, want 1 and 9", origin, peers)
+	}
+}
+
+func TestSmallOriginFailureGoesToTheNext(t *testing.T) {
+	s := newSmall(Params{})
+	first := grants(s.Join(hello("a", 0, true), epoch))["a"]
+	s.Join(hello("b", 0, true), epoch)
+	out := s.Handle("a", Up{Failed: []Failure{{first[0].ID, FailSource}}}, epoch)
+	if g := grants(out)["b"]; len(g) != 1 || g[0].Source != "" {
+		t.Errorf("after a failed, b got %+v, want a lease on the origin", g)
+	}
+	// A puller that hangs loses its lease too.
+	out = s.Tick(epoch.Add(6 * time.Second))
+	if g := grants(out)["a"]; len(g) != 1 {
+		t.Errorf("after b hung, a got %+v, want a lease", g)
+	}
+}
+
+func TestSmallWithoutSourceIsToldAtOnce(t *testing.T) {
+	s := newSmall(Params{})
+	out := s.Join(hello("a", 0, false), epoch)
+	if len(out) != 1 || !out[0].Down.Starved {
+		t.Errorf("got %+v, want the word that nobody has it", out)
+	}
+}
+
+func TestSmallInvariants(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := newSmall(Params{SmallStreams: 2})
+		now := epoch
+		node := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"})
+		id := func(n string) uint64 {
+			if p := s.pullers[n]; p != nil {
+				return p.lease.ID
+			}
+			return 0
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"join": func(t *rapid.T) {
+				s.Join(hello(node.Draw(t, "node"), 0, rapid.Bool().Draw(t, "origin")), now)
+			},
+			"leave": func(t *rapid.T) { s.Leave(node.Draw(t, "node"), now) },
+			"whole": func(t *rapid.T) { s.Handle(node.Draw(t, "node"), Up{Whole: true}, now) },
+			"fail": func(t *rapid.T) {
+				n := node.Draw(t, "node")
+				s.Handle(n, Up{Failed: []Failure{{id(n), rapid.SampledFrom([]string{FailSource, FailNotFound}).Draw(t, "reason")}}}, now)
+			},
+			"holders": func(t *rapid.T) {
+				s.SetHolders(rapid.SliceOfDistinct(node, func(s string) string { return s }).Draw(t, "holders"), now)
+			},
+			"tick": func(t *rapid.T) {
+				now = now.Add(time.Duration(rapid.IntRange(0, 8000).Draw(t, "ms")) * time.Millisecond)
+				s.Tick(now)
+			},
+			"": func(t *rapid.T) {
+				origin, holders := 0, map[string]int{}
+				for _, p := range s.pullers {
+					switch {
+					case p.lease.ID == 0:
+						if src, ok, _ := s.source(p, now); ok && !p.whole {
+							t.Fatalf("%s waits although it could fetch from %q", p.id, src)
+						}
+					case p.whole:
+						t.Fatalf("%s has the content and a lease", p.id)
+					case p.lease.Source == "":
+						origin++
+					default:
+						holders[p.lease.Source]++
+						if p.lease.Source == p.id {
+							t.Fatalf("%s is its own source", p.id)
+						}
+						if n, ok := s.holders[p.lease.Source]; ok && n != s.leasesOn(p.lease.Source) {
+							t.Fatalf("%d leases on %s, recorded %d", s.leasesOn(p.lease.Source), p.lease.Source, n)
+						}
+					}
+				}
+				if origin > 1 || (origin == 1) != s.originOut {
+					t.Fatalf("%d leases on the origin, recorded %v", origin, s.originOut)
+				}
+			},
+		})
+	})
+}
