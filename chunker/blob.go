@@ -46,6 +46,12 @@ type Blob struct {
 	next    int // first piece that is not complete
 	resets  int // counts Reject and Discard, for VerifyWhole
 	err     error
+	// Bytes that were readable can turn out wrong. Readers from before then
+	// must not go on (age counts these moments, ageErr is why), and new ones
+	// find nothing until Discard (wrong).
+	age    int
+	ageErr error
+	wrong  bool
 	changed chan struct{}
 }
 
@@ -409,8 +415,8 @@ func (b *Blob) broadcast() {
 	b.changed = make(chan struct{})
 }
 
-// Reject forgets piece i, its bytes and its sum; nothing happens if the blob
-// is whole.
+// Reject forgets piece i, its bytes and its sum, and fails the readers of
+// today, who may have passed it on. Nothing happens if the blob is whole.
 func (b *Blob) Reject(i int) {
 	m := &b.pieceMu[i%stripes]
 	m.Lock()
@@ -420,9 +426,18 @@ func (b *Blob) Reject(i int) {
 	if b.whole || i < 0 || i >= b.have.Len() {
 		return
 	}
+	if b.have.Has(i) {
+		b.outdate(fmt.Errorf("piece %d was withdrawn: %w", i, ErrAborted))
+	}
 	b.forget(i)
 	b.resets++
 	b.broadcast()
+}
+
+// outdate fails the readers of today.
+func (b *Blob) outdate(err error) {
+	b.age++
+	b.ageErr = err
 }
 
 func (b *Blob) forget(i int) {
@@ -436,8 +451,8 @@ func (b *Blob) forget(i int) {
 	}
 }
 
-// Discard forgets all pieces and sums and a failure: the blob starts afresh.
-// Nothing happens if it is whole.
+// Discard forgets all pieces and sums and a failure: the blob starts afresh,
+// for new readers. Nothing happens if it is whole.
 func (b *Blob) Discard() {
 	for i := range b.pieceMu {
 		b.pieceMu[i].Lock()
@@ -448,10 +463,13 @@ func (b *Blob) Discard() {
 	if b.whole {
 		return
 	}
+	if b.have.Count() > 0 && !b.wrong {
+		b.outdate(ErrAborted)
+	}
 	for i := range b.geo.NumPieces() {
 		b.forget(i)
 	}
-	b.err = nil
+	b.err, b.wrong = nil, false
 	b.resets++
 	b.broadcast()
 }
@@ -492,8 +510,9 @@ func (b *Blob) Changed() <-chan struct{} {
 }
 
 // VerifyWhole hashes the prefix as it grows and decides when it is whole: it
-// returns nil and the blob is complete, or a *DigestError and readers fail
-// with it, until Discard. One goroutine at a time may call it.
+// returns nil and the blob is complete, or a *DigestError: the readers of today
+// fail with it, and new ones wait for what comes after Discard. One goroutine
+// at a time may call it.
 func (b *Blob) VerifyWhole(ctx context.Context) error {
 	h := sha256.New()
 	var done int64
@@ -548,7 +567,8 @@ func (b *Blob) settle(got digest.Digest, resets int) (again bool, err error) {
 	}
 	if got != b.digest {
 		err := &DigestError{Want: b.digest, Got: got}
-		b.err = err
+		b.outdate(err)
+		b.wrong = true
 		b.broadcast()
 		b.mu.Unlock()
 		return false, err

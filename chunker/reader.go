@@ -22,8 +22,11 @@ func (b *Blob) NewReader(ctx context.Context, off, n int64, hold bool) io.ReadCl
 	b.s.mu.Lock()
 	b.s.pin(b)
 	b.s.mu.Unlock()
+	b.mu.Lock()
+	age := b.age
+	b.mu.Unlock()
 	off = min(max(off, 0), b.geo.Size)
-	return &reader{b: b, ctx: ctx, pos: off, end: off + min(max(n, 0), b.geo.Size-off), hold: hold}
+	return &reader{b: b, ctx: ctx, pos: off, end: off + min(max(n, 0), b.geo.Size-off), hold: hold, age: age}
 }
 
 type reader struct {
@@ -31,6 +34,7 @@ type reader struct {
 	ctx      context.Context // bounds all Reads, as a request's body does
 	pos, end int64
 	hold     bool
+	age      int
 	once     sync.Once
 }
 
@@ -67,11 +71,13 @@ func (r *reader) readable() (to int64, changed <-chan struct{}, err error) {
 	switch {
 	case r.ctx.Err() != nil:
 		return 0, nil, r.ctx.Err()
+	case r.age != b.age:
+		return 0, nil, b.ageErr
 	case b.whole:
 		return r.end, b.changed, nil
 	case b.err != nil:
 		return 0, nil, b.err
-	case r.hold:
+	case r.hold, b.wrong:
 		return r.pos, b.changed, nil
 	}
 	to = r.pos

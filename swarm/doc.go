@@ -23,7 +23,7 @@
 // a reader gets the verified prefix as it grows, but never the end of a blob
 // before the digest of the whole is right. If it is wrong, everything is
 // thrown away and taken from the origin alone; comparing the sums shows who
-// vouched for wrong bytes, and that node is not believed for an hour.
+// vouched for wrong bytes, and that node is not believed for ten minutes.
 //
 // # When things go wrong
 //

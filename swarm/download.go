@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -95,7 +96,7 @@ type download struct {
 	tor      *engine.Torrent
 	leases   map[uint64]context.CancelFunc
 	leaseRun sync.WaitGroup
-	vouchers map[int]string           // who vouched for the sum of a piece
+	vouchers map[int]string           // who vouches for a piece: its publisher, or the holder we had it from
 	doubted  map[int]tracker.PieceSum // published sums that contradict a piece from a source
 	beat     tracker.Beat
 	vit      vitals
@@ -444,7 +445,7 @@ func (d *download) refetch(wrong *chunker.DigestError) error {
 		old[i], _ = d.blob.Sum(i)
 	}
 	d.mu.Lock()
-	vouchers, origin := d.vouchers, d.origin
+	vouchers, origin := maps.Clone(d.vouchers), d.origin
 	d.mu.Unlock()
 	names := map[string]bool{}
 	for _, by := range vouchers {
@@ -472,7 +473,12 @@ func (d *download) refetch(wrong *chunker.DigestError) error {
 	}
 	for i := range n {
 		by := vouchers[i]
-		if s, _ := d.blob.Sum(i); s != old[i] && by != "" && !d.n.suspect(by) {
+		switch s, _ := d.blob.Sum(i); {
+		case s == old[i] || d.n.suspect(by):
+		case by == "" || by == d.n.self():
+			d.log.Error().Int("piece", i).
+				Msg("the registry sent wrong bytes once, or this node's disk or memory is bad")
+		default:
 			d.log.Error().Int("piece", i).Str("voucher", by).Dur("for", suspectFor).
 				Msg("this node vouched for wrong bytes, and is not believed for a while: check its disk and memory")
 			d.n.addSuspect(by)

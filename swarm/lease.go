@@ -82,7 +82,7 @@ func (d *download) work(ctx context.Context, l tracker.Lease) error {
 	}
 	g := d.id.Geometry
 	end := l.First + l.Count
-	rd := &leaseReader{d: d, id: l.ID, holder: l.Source != ""}
+	rd := &leaseReader{d: d, id: l.ID, source: l.Source}
 	if l.Whole {
 		body, err := open(ctx, 0, g.Size)
 		if err != nil {
@@ -159,7 +159,7 @@ func (d *download) readPieces(r *leaseReader, from, to int) error {
 			return fmt.Errorf("store piece %d: %w", i, err)
 		}
 		d.mu.Lock()
-		d.vouchers[i] = d.n.self()
+		d.vouchers[i] = r.source
 		d.mu.Unlock()
 		// The sum goes out before the announcement to peers does: a piece is
 		// wanted only once its sum is known.
@@ -176,7 +176,7 @@ type leaseReader struct {
 	io.ReadCloser
 	d      *download
 	id     uint64
-	holder bool
+	source string // a holder, or "" for the origin
 	bytes  int64
 	told   time.Time
 }
@@ -188,7 +188,7 @@ func (r *leaseReader) Read(p []byte) (int, error) {
 	}
 	d := r.d
 	r.bytes += int64(n)
-	if r.holder {
+	if r.source != "" {
 		d.fromLease.Add(int64(n))
 		d.n.met.received.WithLabelValues("lease").Add(float64(n))
 	} else {

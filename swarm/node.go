@@ -100,9 +100,9 @@ type Node struct {
 }
 
 // suspectFor is how long a node that vouched for wrong bytes is not believed:
-// long enough to outlast a rollout, short enough that a node with a repaired
-// disk comes back by itself.
-const suspectFor = time.Hour
+// long enough to finish a rollout without it, short enough that one that only
+// passed on in good faith what another gave it is soon of use again.
+const suspectFor = 10 * time.Minute
 
 // New returns a Node. Its Handler must be served on the control address and
 // its Run be running before it is of use to others.

@@ -248,6 +248,14 @@ func TestLyingVoucher(t *testing.T) {
 	if lies.Load() == 0 {
 		t.Fatal("the origin did not lie: the test shows nothing")
 	}
+	if !c.nodes[1].suspect(c.nodes[0].id) && !c.nodes[2].suspect(c.nodes[0].id) {
+		t.Error("nobody suspects the node that vouched for wrong bytes")
+	}
+	for _, n := range c.nodes {
+		if n.suspect(n.id) || n.suspect(c.nodes[1].id) || n.suspect(c.nodes[2].id) {
+			t.Errorf("%s suspects an innocent node", n.id)
+		}
+	}
 	for _, n := range c.nodes {
 		r, err := n.Open(ctx, d)
 		if err != nil {
@@ -299,6 +307,9 @@ func TestCorruptHolder(t *testing.T) {
 	}
 	if err != nil {
 		t.Fatalf("the blob never came: %v", err)
+	}
+	if !c.nodes[0].suspect("evil") {
+		t.Error("the holder of wrong bytes is not suspected")
 	}
 }
 
