@@ -1,0 +1,45 @@
+//go:build e2e
+
+package chunker
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// TestDiskFull uses a file system that really has no room: a small tmpfs,
+// filled behind the store's back, so that only the allocation can notice.
+func TestDiskFull(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("mounting a tmpfs needs root: run the e2e tier with sudo")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatalf("mount tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount tmpfs: %v", err)
+		}
+	})
+	s := openStore(t, dir)
+	var full *NoSpaceError
+	if _, err := s.Acquire(digest.FromString("big"), 9<<20); !errors.As(err, &full) || full.Limit != "disk" {
+		t.Errorf("got %v, want a NoSpaceError of the disk before anything is written", err)
+	}
+	data, d := testBlob(2 << 20)
+	storeWhole(t, s, data, d)
+	// An older blob makes room for a newer one.
+	newer, nd := testBlob(7 << 20)
+	storeWhole(t, s, newer, nd)
+	if _, ok := s.Get(d); ok {
+		t.Error("the older blob was not evicted")
+	}
+	if u := s.Usage(); u != 7<<20 {
+		t.Errorf("usage %d, want the newer blob alone", u)
+	}
+}
