@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 	"github.com/shoal-dev/shoal/chunker"
 	"github.com/shoal-dev/shoal/swarm/engine"
 	"github.com/shoal-dev/shoal/swarm/members"
+	"github.com/shoal-dev/shoal/swarm/peertls"
 )
 
 // roster is a membership that the test writes.
@@ -79,6 +81,7 @@ type cluster struct {
 	roster *roster
 	nodes  []*testNode
 	log    zerolog.Logger
+	ca     *peertls.CA // nil: plain
 }
 
 func newCluster(t testing.TB, n int, change ...func(*Config)) *cluster {
@@ -87,6 +90,38 @@ func newCluster(t testing.TB, n int, change ...func(*Config)) *cluster {
 		c.add(change...)
 	}
 	return c
+}
+
+// newTLSCluster has mutual TLS on both ports.
+func newTLSCluster(t testing.TB, n int) *cluster {
+	c := newCluster(t, 0)
+	ca, err := peertls.NewCA("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.ca = ca
+	for range n {
+		c.add()
+	}
+	return c
+}
+
+// credentials issues a certificate of ca to a node.
+func credentials(t testing.TB, ca *peertls.CA, node string) *peertls.Credentials {
+	t.Helper()
+	cert, err := ca.Issue(node, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := peertls.WriteNode(dir, cert, false); err != nil {
+		t.Fatal(err)
+	}
+	creds, err := peertls.Load(peertls.Config{Dir: dir, Cluster: "test", Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return creds
 }
 
 func (c *cluster) add(change ...func(*Config)) *testNode {
@@ -103,22 +138,33 @@ func (c *cluster) add(change ...func(*Config)) *testNode {
 	n := &testNode{id: fmt.Sprintf("node%d", len(c.nodes)), done: make(chan struct{}), wire: wire}
 	log := c.log.With().Str("node", n.id).Logger()
 	var err error
+	dial := func(ctx context.Context, addr string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	}
+	wireListener := wire
+	var client, server *tls.Config
+	if c.ca != nil {
+		creds := credentials(t, c.ca, n.id)
+		client, server = creds.ClientConfig(), creds.ServerConfig("h2", "http/1.1")
+		wireListener = tls.NewListener(wire, creds.ServerConfig())
+		dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return (&tls.Dialer{Config: client}).DialContext(ctx, "tcp", addr)
+		}
+	}
 	n.store, err = chunker.Open(chunker.Options{Dir: filepath.Join(t.TempDir(), n.id), Log: log, OnChange: func(d digest.Digest, size int64, present bool) {
 		n.Node.StoreChanged(d, size, present)
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.engine, err = engine.New(engine.Config{NodeID: n.id, Listener: wire, Log: log, Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-	}})
+	n.engine, err = engine.New(engine.Config{NodeID: n.id, Listener: wireListener, Log: log, Dial: dial})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := members.Member{ID: n.id, Control: control.Addr().String(), Wire: wire.Addr().String()}
 	cfg := Config{
 		Cluster: "test", Store: n.store, Members: view{c.roster, m}, Engine: n.engine, Log: log,
-		Patience: 2 * time.Second, Linger: time.Second,
+		TLS: client, Patience: 2 * time.Second, Linger: time.Second,
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -128,8 +174,14 @@ func (c *cluster) add(change ...func(*Config)) *testNode {
 	}
 	n.srv = &http.Server{Handler: n.Handler(), Protocols: new(http.Protocols)}
 	n.srv.Protocols.SetHTTP1(true)
+	n.srv.Protocols.SetHTTP2(true)
 	n.srv.Protocols.SetUnencryptedHTTP2(true)
-	go func() { _ = n.srv.Serve(control) }()
+	if server != nil {
+		n.srv.TLSConfig = server
+		go func() { _ = n.srv.ServeTLS(control, "", "") }()
+	} else {
+		go func() { _ = n.srv.Serve(control) }()
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.stop = cancel
 	go func() {

@@ -12,6 +12,7 @@ import (
 	"github.com/gorilla/mux"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-dev/shoal/swarm/peertls"
 	"github.com/shoal-dev/shoal/swarm/tracker"
 )
 
@@ -25,7 +26,7 @@ const (
 	pathLookup   = "/v1/tags/lookup"
 	pathPublish  = "/v1/tags/publish"
 
-	// nodeHeader names the caller where no certificate does.
+	// nodeHeader names the caller; its certificate must agree.
 	nodeHeader = "Shoal-Node"
 	// maxBody bounds a request body: a full announcement batch takes 60 KiB.
 	maxBody = 1 << 20
@@ -70,7 +71,8 @@ func (n *Node) handler() http.Handler {
 	return r
 }
 
-// identify binds a request to the node that its certificate names.
+// identify binds a request to the node that it names in its header, if its
+// certificate may speak for it.
 func (n *Node) identify(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get(nodeHeader)
@@ -79,9 +81,8 @@ func (n *Node) identify(next http.Handler) http.Handler {
 				http.Error(w, "client certificate required", http.StatusForbidden)
 				return
 			}
-			var err error
-			if id, err = n.cfg.PeerID(*r.TLS); err != nil {
-				http.Error(w, "client certificate names no node of this cluster", http.StatusForbidden)
+			if cert, err := peertls.PeerID(*r.TLS); err != nil || !peertls.Speaks(cert, id) {
+				http.Error(w, "client certificate does not name the calling node", http.StatusForbidden)
 				return
 			}
 		}

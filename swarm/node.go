@@ -46,12 +46,10 @@ type Config struct {
 	Members Membership
 	// Engine trades pieces.
 	Engine *engine.Engine
-	// TLS is the client side of the control plane's mutual TLS; nil speaks
-	// plain HTTP to peers, for people who said that they want that.
+	// TLS is the client side of the control plane's mutual TLS, of package
+	// peertls; nil speaks plain HTTP to peers and believes the names they
+	// give, for people who said that they want that.
 	TLS *tls.Config
-	// PeerID reads a node's name from its verified certificate. Required
-	// with TLS.
-	PeerID func(tls.ConnectionState) (string, error)
 	// TagTTL is how long a resolved tag is served without asking upstream.
 	// Default 10 s.
 	TagTTL time.Duration
@@ -109,9 +107,6 @@ const suspectFor = 10 * time.Minute
 func New(c Config) (*Node, error) {
 	if c.Store == nil || c.Members == nil || c.Engine == nil {
 		return nil, errors.New("new swarm node: store, members and engine are required")
-	}
-	if c.TLS != nil && c.PeerID == nil {
-		return nil, errors.New("new swarm node: TLS without a way to read peers' names")
 	}
 	def := func(d *time.Duration, v time.Duration) {
 		if *d <= 0 {

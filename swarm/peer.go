@@ -3,7 +3,6 @@ package swarm
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-dev/shoal/swarm/members"
+	"github.com/shoal-dev/shoal/swarm/peertls"
 	"github.com/shoal-dev/shoal/swarm/tracker"
 )
 
@@ -43,7 +43,6 @@ type peerClient struct {
 	control, data *http.Client
 	scheme        string
 	self          string
-	peerID        func(tls.ConnectionState) (string, error)
 }
 
 func newPeerClient(c Config, self string) *peerClient {
@@ -79,7 +78,7 @@ func newPeerClient(c Config, self string) *peerClient {
 	}
 	return &peerClient{
 		control: &http.Client{Transport: control}, data: &http.Client{Transport: data},
-		scheme: scheme, self: self, peerID: c.PeerID,
+		scheme: scheme, self: self,
 	}
 }
 
@@ -103,8 +102,8 @@ func (p *peerClient) do(c *http.Client, req *http.Request, m members.Member) (*h
 	if err != nil {
 		return nil, fmt.Errorf("ask node %s: %w: %w", m.ID, ErrUnavailable, err)
 	}
-	if resp.TLS != nil && p.peerID != nil {
-		if id, err := p.peerID(*resp.TLS); err != nil || id != m.ID {
+	if resp.TLS != nil {
+		if id, err := peertls.PeerID(*resp.TLS); err != nil || !peertls.Speaks(id, m.ID) {
 			resp.Body.Close()
 			return nil, fmt.Errorf("ask node %s: %w: %s answers as %q", m.ID, ErrUnavailable, m.Control, id)
 		}
