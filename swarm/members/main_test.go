@@ -3,6 +3,7 @@ package members
 import (
 	"bytes"
 	"context"
+	"flag"
 	"net/netip"
 	"sync"
 	"testing"
@@ -17,6 +18,11 @@ import (
 // TestMain looks for leaks. What the library has in flight when it is shut
 // down ends by itself, but only with the time-outs of probes.
 func TestMain(m *testing.M) {
+	// The tests spend their time waiting for each other's timers. A -parallel
+	// on the command line comes later and counts.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probeNode"),
 		goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probeNode.func3"),
@@ -96,6 +102,18 @@ func (n *node) kill() {
 		n.t.Error(err)
 	}
 	n.stop()
+}
+
+// ping sends a datagram that the other must answer; a few, on a machine so
+// busy that half a second is not enough.
+func (n *node) ping(to *node) (err error) {
+	n.t.Helper()
+	for range 20 {
+		if _, err = n.list.Ping(to.roster.self, udp(n.t, to)); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 func ids(ms []Member) []string {

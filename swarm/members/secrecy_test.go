@@ -30,6 +30,7 @@ func TestStrangers(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			a := create(t, config("a"))
 			b := create(t, config("b", a.Addr()))
 			if err := b.contact(t.Context()); err != nil {
@@ -51,7 +52,7 @@ func TestStrangers(t *testing.T) {
 			for _, to := range []*node{a, b} {
 				forge(t, x, to)
 			}
-			if _, err := b.list.Ping(a.roster.self, udp(t, a)); err != nil {
+			if err := b.ping(a); err != nil {
 				t.Fatal(err)
 			}
 			for _, n := range []*node{a, b} {
@@ -89,7 +90,7 @@ func forge(t *testing.T, from, to *node) {
 func TestForge(t *testing.T) {
 	t.Parallel()
 	a, x := create(t, config("a")), create(t, config("x"))
-	if _, err := x.list.Ping(a.roster.self, udp(t, a)); err != nil {
+	if err := x.ping(a); err != nil {
 		t.Fatal(err)
 	}
 	a.sees("a", "x")
@@ -185,7 +186,7 @@ func TestKeyRotation(t *testing.T) {
 	talk := func(step string) {
 		t.Helper()
 		for _, p := range []struct{ from, to *node }{{a, b}, {b, a}} {
-			if _, err := p.from.list.Ping(p.to.roster.self, udp(t, p.to)); err != nil {
+			if err := p.from.ping(p.to); err != nil {
 				t.Errorf("%s: %s pings %s: %v", step, p.from.Self().ID, p.to.Self().ID, err)
 			}
 		}

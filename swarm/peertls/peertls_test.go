@@ -8,7 +8,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
+	"io"
 	"math/big"
+	"net"
+	"net/http"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -48,6 +52,44 @@ func TestMutual(t *testing.T) {
 	if got := a.ID(); got != "node-a" {
 		t.Errorf("own identity is %q", got)
 	}
+}
+
+// TestHTTP2: the configurations as the control plane uses them.
+func TestHTTP2(t *testing.T) {
+	ca := authority(t)
+	a, b := load(t, issue(t, ca, "node-a")), load(t, issue(t, ca, "node-b"))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hs := &http.Server{
+		TLSConfig: a.ServerConfig("h2", "http/1.1"),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			id, err := PeerID(*r.TLS)
+			fmt.Fprint(w, r.Proto, " ", id, " ", err)
+		}),
+	}
+	done := make(chan error)
+	go func() { done <- hs.ServeTLS(l, "", "") }()
+	tr := &http.Transport{TLSClientConfig: b.ClientConfig("h2", "http/1.1"), ForceAttemptHTTP2: true}
+	resp, err := (&http.Client{Transport: tr}).Get("https://" + l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if got := string(body); got != "HTTP/2.0 node-b <nil>" {
+		t.Errorf("the server saw %q", got)
+	}
+	if id, err := PeerID(*resp.TLS); id != "node-a" || err != nil {
+		t.Errorf("the client saw %q, %v", id, err)
+	}
+	tr.CloseIdleConnections()
+	_ = hs.Close()
+	<-done
 }
 
 // TestRefused has strangers at either end of a connection with a member.
