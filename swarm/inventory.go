@@ -144,7 +144,7 @@ func (v *inventory) flush(ctx context.Context) bool {
 	v.mu.Lock()
 	for d, x := range v.held {
 		stale := now.Sub(x.toldAt) > refreshEvery+x.refreshJitter
-		for _, m := range first(members.Rank(d.String(), live), announceTo) {
+		for _, m := range members.Top(d.String(), announceTo, live) {
 			if stale || !slices.Contains(x.told, m.ID) {
 				b := get(m.ID)
 				b.added = append(b.added, tracker.Item{Digest: d, Size: x.size})

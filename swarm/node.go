@@ -230,12 +230,15 @@ func (n *Node) member(id string) (members.Member, bool) {
 	return members.Member{}, false
 }
 
-// rank orders the live members by their weight for key, those that recently
-// did not answer last.
+// ranks is how many members of a ranking are ever asked.
+const ranks = 4
+
+// rank is the beginning of the ranking of the live members for key, with those
+// that recently did not answer last.
 func (n *Node) rank(key string) []members.Member {
-	ranked := members.Rank(key, n.cfg.Members.Live())
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	ranked := members.Top(key, ranks+len(n.deaf), n.cfg.Members.Live())
 	if len(n.deaf) == 0 {
 		return ranked
 	}
