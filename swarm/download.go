@@ -211,7 +211,7 @@ func (d *download) swarm() error {
 	settle := func(err error, open ...chan error) error {
 		cancel()
 		for _, c := range open {
-			<-c
+			_ = <-c
 		}
 		<-tracked
 		return err
@@ -369,20 +369,19 @@ func (d *download) learn(sums []tracker.PieceSum) {
 		if d.n.suspect(s.By) {
 			continue
 		}
-		switch err := d.blob.Expect(s.Index, s.Sum); {
-		case err == nil:
-			d.mu.Lock()
-			d.vouchers[s.Index] = s.By
-			d.mu.Unlock()
-			if !d.blob.Has(s.Index) {
-				want = append(want, s.Index)
-			}
-		default:
+		if d.blob.Expect(s.Index, s.Sum) != nil {
 			// We have another sum from a source. Who is right shows when the
 			// blob is whole.
 			d.mu.Lock()
 			d.doubted[s.Index] = s
 			d.mu.Unlock()
+			continue
+		}
+		d.mu.Lock()
+		d.vouchers[s.Index] = s.By
+		d.mu.Unlock()
+		if !d.blob.Has(s.Index) {
+			want = append(want, s.Index)
 		}
 	}
 	if tor := d.torrent(); tor != nil && len(want) > 0 {

@@ -214,7 +214,7 @@ func (d *download) patience(ctx context.Context) error {
 	var swarmBytes int64
 	stuck := 0
 	for {
-		reason := ""
+		var reason string
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

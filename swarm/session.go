@@ -116,8 +116,8 @@ func (n *Node) session(ctx context.Context, m members.Member, d digest.Digest, p
 		stopSend()
 		c.Close()
 		cancel()
-		<-send
-		<-recv
+		_ = <-send
+		_ = <-recv
 		return err
 	}
 	for {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -122,8 +121,7 @@ type smallFlight struct {
 	origin func(context.Context) ([]byte, error)
 	work   chan tracker.Lease
 	out    *tracker.Outbox[tracker.Up, *tracker.Up]
-
-	mu      sync.Mutex
+	// starved carries the tracker's word that nobody has the content.
 	starved chan struct{}
 }
 
