@@ -463,7 +463,7 @@ func (d *download) refetch(wrong *chunker.DigestError) error {
 	go func() { verified <- d.blob.VerifyWhole(ctx) }()
 	if err := d.fetchAll(ctx, origin); err != nil {
 		cancel()
-		<-verified
+		_ = <-verified
 		return fmt.Errorf("refetch from the registry: %w", err)
 	}
 	if err := <-verified; err != nil {

@@ -1,0 +1,193 @@
+package lab
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// requirements are the programs that have to be installed, and the Debian
+// packages that bring them.
+var requirements = []struct{ program, pkg string }{
+	{"ip", "iproute2"},
+	{"tc", "iproute2"},
+	{"runc", "runc"},
+	{"tcpdump", "tcpdump"},
+	{"go", "golang"},
+}
+
+// Check says what is missing for a laboratory: root, or programs.
+func Check() error {
+	if runtime.GOOS != "linux" {
+		return errors.New("the laboratory needs Linux")
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the laboratory needs root to make namespaces and shaped links: run it with sudo")
+	}
+	var programs, pkgs []string
+	for _, r := range requirements {
+		if _, err := exec.LookPath(r.program); err != nil {
+			programs = append(programs, r.program)
+			pkgs = append(pkgs, r.pkg)
+		}
+	}
+	if len(programs) > 0 {
+		return fmt.Errorf("the laboratory needs %s: install with: apt-get install -y %s",
+			strings.Join(programs, ", "), strings.Join(pkgs, " "))
+	}
+	return nil
+}
+
+// Programs are the paths of what the laboratory runs.
+type Programs struct {
+	Containerd, Ctr, Registry string
+}
+
+// buildFlags make binaries that depend on nothing of this computer.
+var buildFlags = []string{"-trimpath", "-buildvcs=false", "-ldflags", "-s -w"}
+
+// BuildPrograms returns the programs, building those that the cache
+// (${XDG_CACHE_HOME:-~/.cache}/shoal/bin) does not have. Cached builds are keyed
+// by pinned versions, Go version and flags.
+func BuildPrograms(ctx context.Context) (Programs, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return Programs{}, err
+	}
+	containerd, err := buildCached(ctx, filepath.Join(root, "e2e/programs/containerd"),
+		"github.com/containerd/containerd/v2/cmd/containerd",
+		"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+		"github.com/containerd/containerd/v2/cmd/ctr")
+	if err != nil {
+		return Programs{}, err
+	}
+	registry, err := buildCached(ctx, filepath.Join(root, "e2e/programs/registry"),
+		"github.com/distribution/distribution/v3/cmd/registry")
+	if err != nil {
+		return Programs{}, err
+	}
+	return Programs{
+		Containerd: filepath.Join(containerd, "containerd"),
+		Ctr:        filepath.Join(containerd, "ctr"),
+		Registry:   filepath.Join(registry, "registry"),
+	}, nil
+}
+
+// BuildShoal compiles the shoal command of this source tree into dir and
+// returns its path.
+func BuildShoal(ctx context.Context, dir string) (string, error) {
+	return buildOwn(ctx, dir, "shoal", "./cmd/shoal")
+}
+
+// buildOwn compiles a command of this source tree into dir.
+func buildOwn(ctx context.Context, dir, name, pkg string) (string, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, name)
+	return path, build(ctx, root, path, pkg)
+}
+
+// moduleRoot is the source tree that the calling program was started in.
+func moduleRoot(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/shoal-dev/shoal").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the source tree (run this within it): %w", commandError(err))
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// buildCached compiles packages of the module in dir and returns the folder
+// with the binaries.
+func buildCached(ctx context.Context, dir string, packages ...string) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find cache: %w", err)
+	}
+	key, err := buildKey(dir, packages)
+	if err != nil {
+		return "", err
+	}
+	target := filepath.Join(cache, "shoal", "bin", key)
+	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return "", fmt.Errorf("make cache: %w", err)
+	}
+	// Two test binaries may come here at once.
+	lock, err := lockFile(target + ".lock")
+	if err != nil {
+		return "", fmt.Errorf("lock cache: %w", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock cache: %w", err)
+	}
+	if _, err := os.Stat(target); err == nil {
+		return target, nil
+	}
+	half := target + ".partial"
+	if err := os.RemoveAll(half); err != nil {
+		return "", fmt.Errorf("clear cache: %w", err)
+	}
+	if err := os.Mkdir(half, 0o755); err != nil {
+		return "", fmt.Errorf("make cache: %w", err)
+	}
+	if err := build(ctx, dir, half+string(filepath.Separator), packages...); err != nil {
+		return "", err
+	}
+	if err := os.Rename(half, target); err != nil {
+		return "", fmt.Errorf("fill cache: %w", err)
+	}
+	return target, nil
+}
+
+// buildKey names a build by all that goes into it: the module files fix every
+// version.
+func buildKey(dir string, packages []string) (string, error) {
+	h := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		p, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return "", fmt.Errorf("read pinned versions: %w", err)
+		}
+		fmt.Fprintf(h, "%s %d\n%s", name, len(p), p)
+	}
+	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH, packages, buildFlags)
+	return filepath.Base(dir) + "-" + hex.EncodeToString(h.Sum(nil))[:16], nil
+}
+
+// build compiles packages in the module at dir. It is polite: compiling
+// containerd takes minutes of all processors.
+func build(ctx context.Context, dir, output string, packages ...string) error {
+	args := append([]string{"-n", "10", "go", "build", "-o", output}, buildFlags...)
+	cmd := exec.CommandContext(ctx, "nice", append(args, packages...)...)
+	cmd.Dir = dir
+	// A static binary runs in every mount namespace and in an empty image.
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", strings.Join(packages, " "), err, out)
+	}
+	return nil
+}
+
+func lockFile(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+}
+
+// commandError adds what a command said to the error of its failure.
+func commandError(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && len(exit.Stderr) > 0 {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
+	}
+	return err
+}

@@ -1,0 +1,69 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/shoal-dev/shoal/e2e/lab"
+)
+
+// TestIdleMemory: a node that does nothing but know of a thousand blobs in
+// containerd's store is small.
+func TestIdleMemory(t *testing.T) {
+	const (
+		blobs = 1000
+		limit = 60 * mib
+	)
+	l := newLab(t, lab.Config{Nodes: 3})
+	n := l.Node(0)
+	fillContainerd(t, n, blobs)
+	eventually(t, "Shoal to know of all blobs", func() bool {
+		return metric(t, n, "shoal_swarm_held_blobs") >= blobs
+	})
+	// Announcing them takes a moment more, and the runtime gives memory back
+	// over some minutes: this is the size soon after, not the smallest.
+	const settle = 5 * time.Second
+	time.Sleep(settle)
+	u, err := n.Shoal().Usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("idle with %d blobs: RSS %.1f MiB, of which %.1f MiB are not files", blobs,
+		float64(u.RSS)/mib, float64(u.Anon)/mib)
+	if u.RSS > limit {
+		t.Errorf("RSS %d MiB, want at most %d", u.RSS/mib, limit/mib)
+	}
+}
+
+// fillContainerd writes blobs into containerd's store that no image refers to
+// and no collection takes.
+func fillContainerd(t *testing.T, n *lab.Node, blobs int) {
+	t.Helper()
+	c, err := client.New(n.ContainerdSocket(), client.WithDefaultNamespace("k8s.io"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	store := c.ContentStore()
+	for i := range blobs {
+		p := bytes.Repeat(fmt.Appendf(nil, "blob %d\n", i), 512)
+		desc := ocispec.Descriptor{Digest: digest.FromBytes(p), Size: int64(len(p))}
+		err := content.WriteBlob(ctx, store, desc.Digest.String(), bytes.NewReader(p), desc,
+			content.WithLabels(map[string]string{"containerd.io/gc.root": "e2e"}))
+		if err != nil {
+			t.Fatalf("write blob %d: %v", i, err)
+		}
+	}
+}

@@ -1,0 +1,210 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-dev/shoal/swarm"
+)
+
+const (
+	// lookTimeout bounds questions within the node and the cluster that
+	// normally take a millisecond: is the blob here, who has it.
+	lookTimeout = 2 * time.Second
+	// lazyRange is the longest range that is passed through from upstream
+	// without starting a download of the blob. Lazy snapshotters ask for
+	// chunks of up to 4 MiB (stargz, SOCI) with their neighbours.
+	lazyRange = 8 << 20
+	// blobType is what registries call a layer or a config.
+	blobType = "application/octet-stream"
+)
+
+// emptyDigest is the blob of no bytes. No swarm is needed for that.
+var emptyDigest = digest.FromBytes(nil)
+
+// blob answers for a blob.
+func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, p *pull) error {
+	ctx := r.Context()
+	p.source = swarm.SourceLocal
+	pm, err := m.authorise(ctx, question{repo: p.repo, kind: kindBlob, ref: p.ref})
+	if err != nil {
+		return err
+	}
+	p.offline = pm.offline
+	local, err := m.open(ctx, p.digest)
+	if err == nil {
+		defer local.Close()
+		p.size = local.Size()
+	} else if p.size, err = m.sizeOf(ctx, p, pm); err != nil {
+		return err
+	}
+	if p.method == http.MethodHead {
+		// Range is defined for GET only, by RFC 9110 section 14.2.
+		describeBlob(w.Header(), p.digest, byteRange{n: p.size}, p.size)
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	rg, err := m.wanted(w, r, p.size)
+	if err != nil {
+		return err
+	}
+	if local != nil {
+		return m.deliver(w, r, p, here{local}, rg)
+	}
+	dl, err := m.fetch(ctx, p, pm, rg)
+	if err != nil {
+		return err
+	}
+	defer dl.Close()
+	return m.deliver(w, r, p, dl, rg)
+}
+
+// open opens a blob that is whole on this node.
+func (m *Mirror) open(ctx context.Context, d digest.Digest) (swarm.Reader, error) {
+	if d == emptyDigest {
+		return nothing{}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	return m.cfg.Swarm.Open(ctx, d)
+}
+
+// sizeOf finds the size of a blob that is not on this node: from a manifest
+// that passed by, from the cluster, or from upstream. Without permission to
+// ask upstream for the content, somebody must have it.
+func (m *Mirror) sizeOf(ctx context.Context, p *pull, pm permit) (int64, error) {
+	if pm.known.size > 0 && pm.origin {
+		return pm.known.size, nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	size, holders, err := m.cfg.Swarm.Locate(bounded, p.digest)
+	switch {
+	case err == nil && holders > 0 && size > 0:
+		return size, nil
+	case !pm.origin:
+		return 0, fmt.Errorf("no node has %s: %w", p.digest, swarm.ErrUnavailable)
+	}
+	d, err := m.oracle.ask(ctx, question{repo: p.repo, kind: kindBlob, ref: p.ref})
+	if err == nil && d.Size <= 0 {
+		err = fmt.Errorf("registry gives no size for %s: %w", p.digest, swarm.ErrUnavailable)
+	}
+	return d.Size, err
+}
+
+// wanted reads the Range header.
+func (m *Mirror) wanted(w http.ResponseWriter, r *http.Request, size int64) (byteRange, error) {
+	header := r.Header.Get("Range")
+	if r.Header.Get("If-Range") != "" {
+		header = "" // we give no validators, so none can match
+	}
+	rg, err := parseRange(header, size)
+	switch {
+	case errors.Is(err, errUnsatisfiable):
+		w.Header().Set("Content-Range", "bytes */"+strconv.FormatInt(size, 10))
+		return rg, &miss{status: http.StatusRequestedRangeNotSatisfiable, code: codeUnsupported, reason: reasonRange, message: err.Error()}
+	case err != nil:
+		// The whole blob would be a legal answer, and the worst for a lazy
+		// snapshotter; stargz takes 400 as a sign to ask for single ranges.
+		return rg, &miss{status: http.StatusBadRequest, code: codeUnsupported, reason: reasonRange, message: err.Error()}
+	}
+	return rg, nil
+}
+
+// fetch gets hold of a blob that is not on this node.
+func (m *Mirror) fetch(ctx context.Context, p *pull, pm permit, rg byteRange) (swarm.Download, error) {
+	if m.cooldown.active(p.digest, time.Now()) {
+		return nil, &miss{reason: reasonCooldown, message: "this blob failed here a moment ago"}
+	}
+	var origin swarm.Origin
+	if pm.origin {
+		origin = m.cfg.Upstream.Origin(p.repo, p.digest, p.size)
+	}
+	lazy := rg.closed && rg.n <= lazyRange && rg.n < p.size
+	if origin != nil && lazy && !m.cfg.Hold && !m.oracle.silent(p.repo.Registry) {
+		// Whatever upstream has against it, the cluster may do better.
+		if t, err := m.passThrough(ctx, origin, rg); err == nil {
+			return t, nil
+		}
+	}
+	// A small blob is fetched before Fetch returns.
+	bounded, cancel := context.WithTimeout(ctx, m.cfg.FirstByteTimeout)
+	defer cancel()
+	dl, err := m.cfg.Swarm.Fetch(bounded, swarm.Request{
+		Digest: p.digest, Size: p.size, Origin: origin,
+		Registry: p.repo.Registry, Repository: p.repo.Name,
+	})
+	if err != nil {
+		return nil, pm.explain(err)
+	}
+	return dl, nil
+}
+
+// describeBlob sets the headers of a whole or partial answer.
+func describeBlob(h http.Header, d digest.Digest, rg byteRange, size int64) (status int) {
+	describe(h, d, blobType, rg.n)
+	h.Set("Accept-Ranges", "bytes")
+	if !rg.partial {
+		return http.StatusOK
+	}
+	h.Set("Content-Range", rg.contentRange(size))
+	return http.StatusPartialContent
+}
+
+// nothing is the empty blob.
+type nothing struct{}
+
+func (nothing) ReadAt([]byte, int64) (int, error) { return 0, io.EOF }
+func (nothing) Size() int64                       { return 0 }
+func (nothing) Close() error                      { return nil }
+
+// here is a blob on this node, as a download that is over. Its owner closes
+// the Reader.
+type here struct{ swarm.Reader }
+
+func (h here) NewReader(_ context.Context, off, n int64) io.ReadCloser {
+	return io.NopCloser(io.NewSectionReader(h.Reader, off, n))
+}
+func (here) Wait(context.Context) error { return nil }
+func (h here) Stats() swarm.Stats       { return swarm.Stats{Local: h.Size()} }
+func (here) Close()                     {}
+
+const (
+	// cooldownFor is how long a blob whose body was cut is left to upstream:
+	// containerd comes back for the rest at once, and must get a miss to turn
+	// to its next host.
+	cooldownFor = 10 * time.Second
+	cooledBlobs = 256
+)
+
+// cooldown remembers the blobs that failed.
+type cooldown struct {
+	mu sync.Mutex
+	c  *simplelru.LRU[digest.Digest, time.Time] // until when
+}
+
+func newCooldown() *cooldown {
+	return &cooldown{c: newLRU[digest.Digest, time.Time](cooledBlobs)}
+}
+
+func (c *cooldown) start(d digest.Digest, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.c.Add(d, now.Add(cooldownFor))
+}
+
+func (c *cooldown) active(d digest.Digest, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	until, ok := c.c.Get(d)
+	return ok && now.Before(until)
+}

@@ -1,0 +1,159 @@
+package mirror
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"pgregory.net/rapid"
+
+	"github.com/shoal-dev/shoal/swarm"
+)
+
+func TestParseManifest(t *testing.T) {
+	desc := `{"mediaType":"application/x","digest":"` + someDigest + `","size":7}`
+	for name, c := range map[string]struct {
+		in, hint, want string
+		names          int
+	}{
+		"image":                {in: `{"schemaVersion":2,"mediaType":"` + ocispec.MediaTypeImageManifest + `","config":` + desc + `,"layers":[` + desc + `]}`, want: ocispec.MediaTypeImageManifest, names: 2},
+		"image without type":   {in: `{"schemaVersion":2,"config":` + desc + `,"layers":[` + desc + `,` + desc + `]}`, want: ocispec.MediaTypeImageManifest, names: 3},
+		"its word, not hint's": {in: `{"schemaVersion":2,"mediaType":"` + typeDockerManifest + `","config":` + desc + `}`, hint: ocispec.MediaTypeImageManifest, want: typeDockerManifest, names: 1},
+		"index":                {in: `{"schemaVersion":2,"mediaType":"` + ocispec.MediaTypeImageIndex + `","manifests":[` + desc + `]}`, want: ocispec.MediaTypeImageIndex, names: 1},
+		"index without type":   {in: `{"schemaVersion":2,"manifests":[` + desc + `]}`, want: ocispec.MediaTypeImageIndex, names: 1},
+		"docker list":          {in: `{"schemaVersion":2,"mediaType":"` + typeDockerList + `","manifests":[]}`, want: typeDockerList},
+		"docker v1":            {in: `{"schemaVersion":1,"fsLayers":[{"blobSum":"` + someDigest + `"}]}`, want: typeDockerV1, names: 1},
+		"docker v1 signed":     {in: `{"schemaVersion":1,"fsLayers":[{"blobSum":"` + someDigest + `"}],"signatures":[{}]}`, want: typeDockerV1Signed, names: 1},
+		"artifact":             {in: `{"mediaType":"application/vnd.oci.artifact.manifest.v1+json","blobs":[` + desc + `]}`, want: "application/vnd.oci.artifact.manifest.v1+json", names: 1},
+		"unknown with a hint":  {in: `{"future":1}`, hint: "application/vnd.future.v9+json", want: "application/vnd.future.v9+json"},
+		"ambiguous":            {in: `{"schemaVersion":2,"config":` + desc + `,"manifests":[` + desc + `]}`, names: 2},
+		"a config":             {in: `{"architecture":"amd64","os":"linux"}`},
+		"header injection":     {in: `{"mediaType":"application/x+json\r\nSet-Cookie: a","future":1}`},
+		"page":                 {in: `{"mediaType":"text/html","future":1}`},
+		"parameters":           {in: `{"mediaType":"application/a+json; charset=x","future":1}`},
+		"not JSON":             {in: "\x1f\x8b\x08"},
+		"empty":                {in: ""},
+		"an array":             {in: "[]"},
+		"wrong types":          {in: `{"layers":{"a":1}}`},
+		"too large":            {in: `{"manifests":[` + strings.Repeat(" ", maxManifest) + `]}`},
+	} {
+		man, ok := parseManifest([]byte(c.in), c.hint)
+		if man.mediaType != c.want || ok != (c.want != "") || len(man.names) != c.names {
+			t.Errorf("%s: %q with %d names, want %q with %d", name, man.mediaType, len(man.names), c.want, c.names)
+		}
+	}
+}
+
+func TestCatalogKeepsToItsRepository(t *testing.T) {
+	c := newCatalog()
+	mine, theirs := Repository{"r", "mine"}, Repository{"r", "theirs"}
+	layer := digest.FromString("layer")
+	man := manifest{mediaType: ocispec.MediaTypeImageManifest, names: []ocispec.Descriptor{
+		{Digest: layer, Size: 5}, {Digest: "sha256:bad", Size: 1}, {Digest: "sha512:x", Size: 1},
+	}}
+	c.learn(mine, someDigest, 100, man, true)
+	if e, _ := c.get(mine, layer); e != (entry{size: 5, confirmed: true}) {
+		t.Errorf("layer: %+v", e)
+	}
+	if e, ok := c.get(theirs, layer); ok {
+		t.Errorf("another repository knows the layer: %+v", e)
+	}
+	// Later, lesser knowledge takes nothing away.
+	c.add(mine, someDigest, entry{})
+	c.add(mine, someDigest, entry{size: 99})
+	if e, _ := c.get(mine, someDigest); e != (entry{size: 100, mediaType: man.mediaType, confirmed: true}) {
+		t.Errorf("manifest: %+v", e)
+	}
+	c.learn(theirs, someDigest, 100, man, false)
+	if e, _ := c.get(theirs, layer); e.confirmed {
+		t.Error("an unconfirmed manifest confirms its layers")
+	}
+	if n := c.c.Len(); n != 4 {
+		t.Errorf("%d digests known, want 4: malformed ones must not be kept", n)
+	}
+}
+
+func TestCatalogIsBounded(t *testing.T) {
+	c := newCatalog()
+	var man manifest
+	for i := range 3 * learnedDigests {
+		man.names = append(man.names, ocispec.Descriptor{Digest: digest.FromString(fmt.Sprint(i)), Size: 1})
+	}
+	c.learn(Repository{"r", "n"}, someDigest, 1, man, true)
+	if n := c.c.Len(); n != learnedDigests+1 {
+		t.Errorf("one manifest put %d digests into the catalog", n)
+	}
+}
+
+func FuzzManifest(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"`+someDigest+`","size":-1},"layers":[{}]}`), "")
+	f.Add([]byte(`{"manifests":[{"digest":"sha256:../../x"}]}`), "text/html")
+	f.Add([]byte(`{"fsLayers":[{"blobSum":""}],"schemaVersion":1}`), "a/b\r\nc: d")
+	f.Fuzz(func(t *testing.T, p []byte, hint string) {
+		man, ok := parseManifest(p, hint)
+		if !ok {
+			return
+		}
+		if strings.ContainsAny(man.mediaType, "\r\n\x00 ;") || !strings.HasPrefix(man.mediaType, "application/") {
+			t.Fatalf("media type %q", man.mediaType)
+		}
+		c := newCatalog()
+		c.learn(Repository{"r", "n"}, someDigest, int64(len(p)), man, true)
+		for _, k := range c.c.Keys() {
+			if _, err := parseDigest(k.digest.String()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestGrants(t *testing.T) {
+	g := newGrants(time.Minute)
+	r := Repository{"r", "n"}
+	t0 := time.Unix(1e9, 0)
+	for _, c := range []struct {
+		set, allowed bool
+		at           time.Duration
+		want         standing
+	}{
+		{at: 0, want: unknown},
+		{set: true, allowed: true, at: 0, want: granted},
+		{at: time.Minute - 1, want: granted},
+		{at: time.Minute, want: wasGiven},
+		{set: true, at: 2 * time.Minute, want: denied},
+		{at: 2*time.Minute + deniedFor - 1, want: denied},
+		{at: 2*time.Minute + deniedFor, want: wasDenied},
+		{set: true, allowed: true, at: time.Hour, want: granted},
+	} {
+		if c.set {
+			g.set(r, c.allowed, t0.Add(c.at))
+		}
+		if got := g.standing(r, t0.Add(c.at)); got != c.want {
+			t.Errorf("after %s: %d, want %d", c.at, got, c.want)
+		}
+	}
+	if got := g.standing(Repository{"r", "other"}, t0); got != unknown {
+		t.Errorf("another repository: %d", got)
+	}
+}
+
+func TestApportion(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.Int64Range(0, 1<<40)
+		s := swarm.Stats{Origin: n.Draw(t, "origin"), Peers: n.Draw(t, "peers"), Local: n.Draw(t, "local")}
+		sent := n.Draw(t, "sent")
+		got := apportion(sent, s)
+		if got.Origin+got.Peers+got.Local != sent {
+			t.Fatalf("apportion(%d, %+v) = %+v: not all bytes are there", sent, s, got)
+		}
+		if got.Origin < 0 || got.Peers < 0 || got.Local < 0 {
+			t.Fatalf("apportion(%d, %+v) = %+v", sent, s, got)
+		}
+		if sent <= s.Origin+s.Peers+s.Local && (got.Origin > 0 && s.Origin == 0 || got.Peers > 0 && s.Peers == 0 || got.Local > 0 && s.Local == 0) {
+			t.Fatalf("apportion(%d, %+v) = %+v: bytes from a source that gave none", sent, s, got)
+		}
+	})
+}

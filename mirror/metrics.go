@@ -1,0 +1,47 @@
+package mirror
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	requests  *prometheus.CounterVec
+	bytes     *prometheus.CounterVec
+	fallbacks *prometheus.CounterVec
+	degraded  *prometheus.CounterVec
+	seconds   *prometheus.HistogramVec
+	inFlight  prometheus.Gauge
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_mirror_requests_total",
+			Help: "Pull requests, by registry and cache: hit when this node or its peers answered without the registry, miss when the registry was needed or the request was left to it.",
+		}, []string{"registry", "cache"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_mirror_bytes_total",
+			Help: "Bytes of content sent to clients, by where this node had them from: local, peers or origin.",
+		}, []string{"source"}),
+		fallbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_mirror_fallbacks_total",
+			Help: "Requests left to the client's next host, by reason; those named cut_ after part of the body was sent.",
+		}, []string{"reason"}),
+		degraded: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_mirror_degraded_total",
+			Help: "Requests served although the registry did not answer, by what it was not asked: tag (the last known digest was served) or permission.",
+		}, []string{"what"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "shoal_mirror_request_seconds",
+			Help: "Time to answer a pull request completely, by kind: manifest or blob.",
+			// From a HEAD out of memory to a 10 GB layer on a slow link.
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500},
+		}, []string{"kind"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_mirror_requests_in_flight",
+			Help: "Pull requests being answered.",
+		}),
+	}
+	if r != nil {
+		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight)
+	}
+	return m
+}
