@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,39 +141,6 @@ func (d *download) run() {
 	d.give()
 }
 
-// failed says that the download is over without the blob.
-func (d *download) failed() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.err != nil
-}
-
-// finish settles the outcome for everybody who waits; only the first call
-// counts.
-func (d *download) finish(err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	select {
-	case <-d.whole:
-		return
-	default:
-	}
-	d.err = err
-	close(d.whole)
-	switch {
-	case err == nil:
-		d.n.met.whole.WithLabelValues("whole").Inc()
-	case errors.Is(err, errAbandoned):
-		d.n.met.whole.WithLabelValues("abandoned").Inc()
-	default:
-		d.n.met.whole.WithLabelValues("failed").Inc()
-		d.log.Warn().Err(err).Msg("download failed, containerd goes to the upstream")
-	}
-	if err != nil {
-		d.blob.Fail(err)
-	}
-}
-
 // swarm runs the download in the swarm until the blob is whole and no puller
 // needs this node, or there is an error. A *chunker.DigestError means that
 // the pieces were all there and the whole was wrong.
@@ -300,6 +264,71 @@ func (d *download) lost() {
 	}
 }
 
+// connect introduces peers to the engine; addresses come from the membership,
+// never from a message.
+func (d *download) connect(tor *engine.Torrent, ids []string) {
+	peers := make([]engine.Peer, 0, len(ids))
+	for _, id := range ids {
+		if m, ok := d.n.member(id); ok && id != d.n.self() && !d.n.suspect(id) {
+			peers = append(peers, engine.Peer{ID: id, Addr: m.Wire})
+		}
+	}
+	tor.AddPeers(peers)
+}
+
+// learn takes in published sums and wants their pieces.
+func (d *download) learn(sums []tracker.PieceSum) {
+	var want []int
+	for _, s := range sums {
+		if d.n.suspect(s.By) {
+			continue
+		}
+		if d.blob.Expect(s.Index, s.Sum) != nil {
+			// We have another sum from a source. Who is right shows when the
+			// blob is whole.
+			d.mu.Lock()
+			d.doubted[s.Index] = s
+			d.mu.Unlock()
+			continue
+		}
+		d.mu.Lock()
+		d.vouchers[s.Index] = s.By
+		d.mu.Unlock()
+		if !d.blob.Has(s.Index) {
+			want = append(want, s.Index)
+		}
+	}
+	if tor := d.torrent(); tor != nil && len(want) > 0 {
+		tor.Want(want...)
+	}
+}
+
+// pieceDone hears from the engine of a verified piece.
+func (d *download) pieceDone(i int) {
+	_, n := d.id.Geometry.Piece(i)
+	d.fromSwarm.Add(n)
+	d.n.met.received.WithLabelValues("swarm").Add(float64(n))
+	d.touch()
+	d.out.Put(tracker.Up{Got: []int{i}})
+}
+
+// pieceBad hears from the engine of a piece that kept failing.
+func (d *download) pieceBad(i int, peers []string) {
+	d.n.met.corrupt.WithLabelValues("piece").Inc()
+	d.mu.Lock()
+	by := d.vouchers[i]
+	d.mu.Unlock()
+	d.log.Warn().Int("piece", i).Strs("peers", peers).Str("voucher", by).
+		Msg("piece from the swarm contradicts its digest again and again: not asking peers for it any more")
+}
+
+// touch notes that useful bytes arrived.
+func (d *download) touch() {
+	d.mu.Lock()
+	d.vit.lastByte = time.Now()
+	d.mu.Unlock()
+}
+
 // handle implements puller.
 func (d *download) handle(m tracker.Down) {
 	if m.Error != "" {
@@ -349,223 +378,3 @@ func (d *download) handle(m tracker.Down) {
 		}
 	}
 }
-
-// connect introduces peers to the engine; addresses come from the membership,
-// never from a message.
-func (d *download) connect(tor *engine.Torrent, ids []string) {
-	peers := make([]engine.Peer, 0, len(ids))
-	for _, id := range ids {
-		if m, ok := d.n.member(id); ok && id != d.n.self() && !d.n.suspect(id) {
-			peers = append(peers, engine.Peer{ID: id, Addr: m.Wire})
-		}
-	}
-	tor.AddPeers(peers)
-}
-
-// learn takes in published sums and wants their pieces.
-func (d *download) learn(sums []tracker.PieceSum) {
-	var want []int
-	for _, s := range sums {
-		if d.n.suspect(s.By) {
-			continue
-		}
-		if d.blob.Expect(s.Index, s.Sum) != nil {
-			// We have another sum from a source. Who is right shows when the
-			// blob is whole.
-			d.mu.Lock()
-			d.doubted[s.Index] = s
-			d.mu.Unlock()
-			continue
-		}
-		d.mu.Lock()
-		d.vouchers[s.Index] = s.By
-		d.mu.Unlock()
-		if !d.blob.Has(s.Index) {
-			want = append(want, s.Index)
-		}
-	}
-	if tor := d.torrent(); tor != nil && len(want) > 0 {
-		tor.Want(want...)
-	}
-}
-
-// reportDoubts names the sums that the verified blob has proved wrong.
-func (d *download) reportDoubts() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var up tracker.Up
-	for i, s := range d.doubted {
-		if s.By == "" || s.By == d.n.self() {
-			continue
-		}
-		up.Disputes = append(up.Disputes, tracker.Dispute{Index: i, By: s.By})
-		d.n.met.corrupt.WithLabelValues("piece").Inc()
-		d.log.Warn().Int("piece", i).Str("voucher", s.By).Msg("a node vouched for a wrong piece digest")
-		d.n.addSuspect(s.By)
-	}
-	if !up.Empty() {
-		d.out.Put(up)
-	}
-}
-
-// pieceDone hears from the engine of a verified piece.
-func (d *download) pieceDone(i int) {
-	_, n := d.id.Geometry.Piece(i)
-	d.fromSwarm.Add(n)
-	d.n.met.received.WithLabelValues("swarm").Add(float64(n))
-	d.touch()
-	d.out.Put(tracker.Up{Got: []int{i}})
-}
-
-// pieceBad hears from the engine of a piece that kept failing.
-func (d *download) pieceBad(i int, peers []string) {
-	d.n.met.corrupt.WithLabelValues("piece").Inc()
-	d.mu.Lock()
-	by := d.vouchers[i]
-	d.mu.Unlock()
-	d.log.Warn().Int("piece", i).Strs("peers", peers).Str("voucher", by).
-		Msg("piece from the swarm contradicts its digest again and again: not asking peers for it any more")
-}
-
-// touch notes that useful bytes arrived.
-func (d *download) touch() {
-	d.mu.Lock()
-	d.vit.lastByte = time.Now()
-	d.mu.Unlock()
-}
-
-// refetch deals with a blob whose pieces were right by their published sums
-// and wrong as a whole: some node vouched for wrong bytes. Everything is
-// thrown away and taken from the origin alone, which also shows who lied.
-func (d *download) refetch(wrong *chunker.DigestError) error {
-	n := d.id.Geometry.NumPieces()
-	old := make([]chunker.Sum, n)
-	for i := range n {
-		old[i], _ = d.blob.Sum(i)
-	}
-	d.mu.Lock()
-	vouchers, origin := maps.Clone(d.vouchers), d.origin
-	d.mu.Unlock()
-	names := map[string]bool{}
-	for _, by := range vouchers {
-		names[by] = true
-	}
-	d.n.met.corrupt.WithLabelValues("blob").Inc()
-	d.log.Error().Err(wrong).Strs("vouchers", sortedKeys(names)).
-		Msg("blob does not match its digest: discarded, nothing of its end was delivered; fetching it from the registry alone")
-	d.blob.Discard()
-	if origin == nil {
-		return fmt.Errorf("refetch: no origin: %w", wrong)
-	}
-	verified := make(chan error, 1)
-	ctx, cancel := context.WithCancel(d.ctx)
-	defer cancel()
-	go func() { verified <- d.blob.VerifyWhole(ctx) }()
-	if err := d.fetchAll(ctx, origin); err != nil {
-		cancel()
-		_ = <-verified
-		return fmt.Errorf("refetch from the registry: %w", err)
-	}
-	if err := <-verified; err != nil {
-		d.blob.Discard()
-		return fmt.Errorf("the registry itself sent wrong bytes: %w", err)
-	}
-	for i := range n {
-		by := vouchers[i]
-		switch s, _ := d.blob.Sum(i); {
-		case s == old[i] || d.n.suspect(by):
-		case by == "" || by == d.n.self():
-			d.log.Error().Int("piece", i).
-				Msg("the registry sent wrong bytes once, or this node's disk or memory is bad")
-		default:
-			d.log.Error().Int("piece", i).Str("voucher", by).Dur("for", suspectFor).
-				Msg("this node vouched for wrong bytes, and is not believed for a while: check its disk and memory")
-			d.n.addSuspect(by)
-		}
-	}
-	return nil
-}
-
-func sortedKeys(m map[string]bool) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-func (d *download) take(o Origin) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.refs++
-	if o != nil {
-		// The newest caller's credentials are the likeliest to be valid.
-		d.origin = o
-	}
-}
-
-// give returns a hold; the last one, which is not run's unless nobody reads
-// any more, lets go of the blob.
-func (d *download) give() {
-	d.n.mu.Lock()
-	defer d.n.mu.Unlock()
-	d.mu.Lock()
-	d.refs--
-	if d.refs == 1 {
-		d.idleFrom = time.Now()
-	}
-	last := d.refs == 0
-	d.mu.Unlock()
-	if last {
-		d.blob.Release()
-		delete(d.n.downloads, d.id.Digest)
-		d.n.met.downloads.Set(float64(len(d.n.downloads)))
-		close(d.gone)
-	}
-}
-
-// abandoned says that nobody has read for Linger.
-func (d *download) abandoned(now time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.refs == 1 && !d.idleFrom.IsZero() && now.Sub(d.idleFrom) >= d.n.cfg.Linger
-}
-
-// handle is one caller's hold on a download.
-type handle struct {
-	d    *download
-	once sync.Once
-}
-
-func (h *handle) NewReader(ctx context.Context, off, n int64) io.ReadCloser {
-	return h.d.blob.NewReader(ctx, off, n, false)
-}
-
-func (h *handle) Wait(ctx context.Context) error {
-	select {
-	case <-h.d.whole:
-		h.d.mu.Lock()
-		defer h.d.mu.Unlock()
-		return h.d.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (h *handle) Stats() Stats {
-	return Stats{Origin: h.d.fromOrigin.Load(), Peers: h.d.fromLease.Load() + h.d.fromSwarm.Load()}
-}
-
-func (h *handle) Close() { h.once.Do(h.d.give) }
-
-// localDownload is a blob that was here all the time.
-type localDownload struct{ r Reader }
-
-func (l localDownload) NewReader(_ context.Context, off, n int64) io.ReadCloser {
-	return io.NopCloser(io.NewSectionReader(l.r, off, n))
-}
-
-func (l localDownload) Wait(context.Context) error { return nil }
-func (l localDownload) Stats() Stats               { return Stats{Local: l.r.Size()} }
-func (l localDownload) Close()                     { _ = l.r.Close() }

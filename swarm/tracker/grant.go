@@ -1,0 +1,248 @@
+package tracker
+
+import (
+	"cmp"
+	"hash/maphash"
+	"slices"
+	"time"
+)
+
+type bar struct {
+	until time.Time
+	fails int
+}
+
+type lease struct {
+	Lease
+	to       *puller
+	left     int // pieces still missing
+	began    time.Time
+	lastMove time.Time
+	bytes    int64
+}
+
+// leasesOn counts the leases on a holder, which may have been unlisted for a
+// while.
+func (l *Large) leasesOn(holder string) int {
+	if n, ok := l.holders[holder]; ok {
+		return n
+	}
+	n := 0
+	for _, p := range l.pullers {
+		for _, ls := range p.leases {
+			if ls.Source == holder {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// fail ends a lease that its puller could not fulfil.
+func (l *Large) fail(p *puller, f Failure, now time.Time) {
+	ls := p.leases[f.Lease]
+	if ls == nil {
+		return
+	}
+	switch {
+	case f.Reason == FailNoRange && ls.Source == "" && !ls.Whole:
+		l.noRange = true
+	case f.Reason == FailNotFound && ls.Source != "":
+		delete(l.holders, ls.Source)
+	default:
+		l.bar(p, ls.Source, now)
+	}
+	l.end(ls)
+}
+
+func (l *Large) bar(p *puller, source string, now time.Time) {
+	b := p.bars[source]
+	b.fails++
+	b.until = now.Add(l.p.barFor(b.fails))
+	p.bars[source] = b
+}
+
+func (p *puller) barred(source string, now time.Time) bool {
+	b, ok := p.bars[source]
+	return ok && now.Before(b.until)
+}
+
+// end takes a lease back; pieces that are still missing become free.
+func (l *Large) end(ls *lease) {
+	if ls.to.leases[ls.ID] != ls {
+		return
+	}
+	delete(ls.to.leases, ls.ID)
+	if ls.Source == "" {
+		l.originOut--
+	} else if n, ok := l.holders[ls.Source]; ok {
+		l.holders[ls.Source] = n - 1
+	}
+	if l.wholeOut == ls {
+		l.wholeOut = nil
+	}
+	for i := ls.First; i < ls.First+ls.Count; i++ {
+		if l.pieces[i].leased == ls {
+			l.pieces[i].leased = nil
+			l.freed(i)
+		}
+	}
+}
+
+// grant hands out leases while there is something free, a puller with room
+// and a source with room.
+func (l *Large) grant(now time.Time) []Out {
+	var out []Out
+	per := streamsPerPuller(l.incomplete())
+	skip := map[*puller]bool{}
+	for {
+		first := l.nextFree()
+		if first < 0 {
+			l.starved = false
+			return out
+		}
+		p := l.nextPuller(per, skip)
+		if p == nil {
+			return append(out, l.starve(now)...)
+		}
+		source, ok := l.source(p, now)
+		if !ok {
+			skip[p] = true
+			continue
+		}
+		ls := l.lease(p, source, first, per, now)
+		out = append(out, Out{p.id, Down{Grants: []Lease{ls.Lease}}})
+	}
+}
+
+// lease creates the lease of the run of free pieces that begins at first.
+func (l *Large) lease(p *puller, source string, first, per int, now time.Time) *lease {
+	l.nextID++
+	ls := &lease{Lease: Lease{ID: l.nextID, First: first, Source: source}, to: p, began: now, lastMove: now}
+	if source == "" && l.noRange {
+		ls.Whole = true
+		ls.Count = len(l.pieces) - first
+		l.wholeOut = ls
+	} else {
+		left := int64(l.freeCount()) * l.g.PieceLength
+		streams := min(per*l.incomplete(), max(l.p.OriginStreams, l.p.HolderStreams*len(l.holders)))
+		want := int(max(l.p.leaseLength(p.rate, left, streams)/l.g.PieceLength, 1))
+		for ls.Count < want && first+ls.Count < len(l.pieces) && l.free(first+ls.Count) {
+			ls.Count++
+		}
+	}
+	for i := first; i < first+ls.Count; i++ {
+		if l.free(i) {
+			l.pieces[i].leased = ls
+			ls.left++
+		}
+	}
+	if source == "" {
+		l.originOut++
+	} else {
+		l.holders[source]++
+	}
+	p.leases[ls.ID] = ls
+	p.granted = ls.ID
+	l.starved = false
+	return ls
+}
+
+func (l *Large) nextFree() int {
+	for ; l.cursor < len(l.pieces); l.cursor++ {
+		if l.free(l.cursor) {
+			return l.cursor
+		}
+	}
+	return -1
+}
+
+func (l *Large) freeCount() int {
+	n := 0
+	for i := l.cursor; i < len(l.pieces); i++ {
+		if l.free(i) {
+			n++
+		}
+	}
+	return n
+}
+
+// nextPuller is the incomplete puller with the fewest leases, the one served
+// longest ago among equals.
+func (l *Large) nextPuller(per int, skip map[*puller]bool) *puller {
+	var best *puller
+	for _, p := range l.pullers {
+		if p.complete || skip[p] || len(p.leases) >= per {
+			continue
+		}
+		if best == nil || cmp.Or(cmp.Compare(len(p.leases), len(best.leases)),
+			cmp.Compare(p.granted, best.granted), cmp.Compare(p.order, best.order)) < 0 {
+			best = p
+		}
+	}
+	return best
+}
+
+// source picks where p fetches its next lease: the least busy holder that is
+// not barred; the origin only when there is no such holder at all, so that a
+// busy holder does not send pullers to the registry.
+func (l *Large) source(p *puller, now time.Time) (string, bool) {
+	best, usable := "", false
+	for h, n := range l.holders {
+		if h == p.id || p.barred(h, now) {
+			continue
+		}
+		usable = true
+		if n >= l.p.HolderStreams {
+			continue
+		}
+		if best == "" || n < l.holders[best] || n == l.holders[best] && l.affinity(p.id, h) < l.affinity(p.id, best) {
+			best = h
+		}
+	}
+	if usable {
+		return best, best != ""
+	}
+	switch {
+	case !p.origin, p.barred("", now), l.originOut >= l.p.OriginStreams:
+		return "", false
+	case l.noRange && l.wholeOut != nil:
+		return "", false
+	}
+	return "", true
+}
+
+// affinity spreads pullers over equally busy holders.
+func (l *Large) affinity(p, h string) uint64 { return maphash.String(l.seed, p+"\x00"+h) }
+
+// starve tells the pullers, once, that what is missing cannot come from
+// anywhere: nothing is leased, and no puller can use any source.
+func (l *Large) starve(now time.Time) []Out {
+	var out []Out
+	for _, p := range l.sorted() {
+		if p.complete {
+			continue
+		}
+		if len(p.leases) > 0 {
+			return nil
+		}
+		if _, ok := l.source(p, now); ok {
+			return nil
+		}
+		out = append(out, Out{p.id, Down{Starved: true}})
+	}
+	if l.starved {
+		return nil
+	}
+	l.starved = true
+	return out
+}
+
+func sortedIDs(m map[uint64]*lease) []uint64 {
+	ids := make([]uint64, 0, len(m))
+	for id := range m {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
