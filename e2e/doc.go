@@ -6,5 +6,6 @@
 //
 // The first run compiles containerd and the registry. To try another binary
 // than the one this source tree makes, add -args -shoal /path/to/shoal. With
-// -artifacts the logs of all nodes of a failed test are kept.
+// -artifacts the logs of all nodes of a failed test are kept. With -race the
+// shoal that is tested has the race detector in it too.
 package e2e

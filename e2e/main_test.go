@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -49,7 +50,7 @@ func run(m *testing.M) int {
 		}
 		defer os.RemoveAll(dir)
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-		*shoalBinary, err = lab.BuildShoal(ctx, dir)
+		*shoalBinary, err = lab.BuildShoal(ctx, dir, raceEnabled)
 		stop()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "end-to-end tests:", err)
@@ -77,6 +78,7 @@ func newPlainLab(t *testing.T, c lab.Config) *lab.Lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		checkRaces(t, l)
 		if t.Failed() {
 			keepLogs(t, l)
 		}
@@ -85,6 +87,25 @@ func newPlainLab(t *testing.T, c lab.Config) *lab.Lab {
 		}
 	})
 	return l
+}
+
+// checkRaces fails the test if a server of ours reported a data race.
+func checkRaces(t *testing.T, l *lab.Lab) {
+	for _, n := range l.Nodes() {
+		p := n.Shoal()
+		if p == nil {
+			continue
+		}
+		log, err := os.ReadFile(p.LogPath)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		const length = 4000
+		if at := bytes.Index(log, []byte("WARNING: DATA RACE")); at >= 0 {
+			t.Errorf("%s: %s", n.Name, log[at:min(len(log), at+length)])
+		}
+	}
 }
 
 // keepLogs copies all logs to the test's artifacts and shows what is alarming

@@ -24,6 +24,9 @@ func TestIdleMemory(t *testing.T) {
 		blobs = 1000
 		limit = 60 * mib
 	)
+	if raceEnabled {
+		t.Skip("measured without the race detector")
+	}
 	l := newLab(t, lab.Config{Nodes: 3})
 	n := l.Node(0)
 	fillContainerd(t, n, blobs)

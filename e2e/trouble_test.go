@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-dev/shoal/e2e/lab"
 	"github.com/shoal-dev/shoal/swarm/members"
@@ -141,26 +144,54 @@ func TestWithoutShoal(t *testing.T) {
 }
 
 // TestRogueHolder: a node with a good certificate serves wrong bytes, as a bad
-// disk would. Nobody ends up with a wrong layer, and it is noticed.
+// disk would. Nobody completes a wrong layer, and it is noticed.
 func TestRogueHolder(t *testing.T) {
-	l := newLab(t, lab.Config{Nodes: 4, Rate: troubleRate, RegistryRate: troubleRate})
-	img := push(t, l, "rogue", troubleSize, 1)
-	layer := img.Layers[0]
-	rogue := l.Node(0)
-	pull(t, img.Ref, rogue)
-	eventually(t, "the rogue to seed from containerd's store", func() bool {
-		return metric(t, rogue, "shoal_swarm_held_blobs") >= 3 && metric(t, rogue, "shoal_cache_bytes") < troubleSize
+	corrupted := func(t *testing.T, args ...string) (*lab.Lab, lab.Image) {
+		l := newLab(t, lab.Config{Nodes: 4, Rate: troubleRate, RegistryRate: troubleRate, ShoalArgs: args})
+		img := push(t, l, "rogue", troubleSize/2, 1)
+		layer, rogue := img.Layers[0], l.Node(0)
+		pull(t, img.Ref, rogue)
+		eventually(t, "the rogue to seed from containerd's store", func() bool {
+			return metric(t, rogue, "shoal_swarm_held_blobs") >= 3 && metric(t, rogue, "shoal_cache_bytes") == 0
+		})
+		corrupt(t, rogue.ContentPath(layer.Digest), layer.Size/2)
+		return l, img
+	}
+	noticed := func(t *testing.T, nodes []*lab.Node) {
+		var caught float64
+		for _, n := range nodes {
+			caught += metric(t, n, "shoal_swarm_corrupt_total")
+		}
+		if caught == 0 {
+			t.Error("no node counted the wrong bytes")
+		}
+	}
+	t.Run("held until verified", func(t *testing.T) {
+		l, img := corrupted(t, "--hold-until-verified")
+		honest := nodes(l, 1, 2, 3)
+		pull(t, img.Ref, honest...)
+		noticed(t, honest)
 	})
-	restore := corrupt(t, rogue.ContentPath(layer.Digest), layer.Size/2)
-	defer restore()
-	pull(t, img.Ref, nodes(l, 1, 2, 3)...)
-	var caught float64
-	for _, n := range nodes(l, 1, 2, 3) {
-		caught += metric(t, n, "shoal_swarm_corrupt_total")
-	}
-	if caught == 0 {
-		t.Error("no node counted the wrong bytes")
-	}
+	// Without holding back, the first reader has seen a wrong byte by the
+	// time it is noticed, and cannot be helped but by cutting it off.
+	t.Run("streamed", func(t *testing.T) {
+		l, img := corrupted(t)
+		honest := nodes(l, 1, 2, 3)
+		var readers errgroup.Group
+		for _, n := range honest {
+			readers.Go(func() error {
+				if got, err := fetch(t.Context(), n, img, img.Layers[0].Digest); err == nil && got != img.Layers[0].Digest {
+					return fmt.Errorf("%s completed a blob of digest %s", n.Name, got)
+				}
+				return nil
+			})
+		}
+		if err := readers.Wait(); err != nil {
+			t.Error(err)
+		}
+		noticed(t, honest)
+		recovers(t, img, honest...)
+	})
 }
 
 // TestRogueRegistry: the registry serves wrong bytes. The mirror never
@@ -171,17 +202,24 @@ func TestRogueRegistry(t *testing.T) {
 	layer := img.Layers[0]
 	restore := corrupt(t, l.Registry.BlobPath(layer.Digest), layer.Size/2)
 	for _, n := range l.Nodes() {
-		if got, err := fetch(t, n, img, layer.Digest); err == nil {
+		if got, err := fetch(t.Context(), n, img, layer.Digest); err == nil {
 			t.Errorf("%s completed a blob of digest %s", n.Name, got)
 		}
 	}
 	restore()
-	// A blob that went wrong is left to the registry for a while: 404.
+	recovers(t, img, l.Nodes()...)
+}
+
+// recovers waits until the mirrors serve an image's layer after they had wrong
+// bytes of it. They leave it to the registry for a while: 404.
+func recovers(t *testing.T, img lab.Image, nodes ...*lab.Node) {
+	t.Helper()
+	want := img.Layers[0].Digest
 	eventually(t, "the mirrors to serve the blob", func() bool {
-		for _, n := range l.Nodes() {
-			got, err := fetch(t, n, img, layer.Digest)
+		for _, n := range nodes {
+			got, err := fetch(t.Context(), n, img, want)
 			switch {
-			case err == nil && got != layer.Digest:
+			case err == nil && got != want:
 				t.Fatalf("%s completed a blob of digest %s", n.Name, got)
 			case err != nil:
 				return false
@@ -258,14 +296,13 @@ func corrupt(t *testing.T, path string, at int64) func() {
 
 // fetch asks a node's mirror for a blob as containerd would and returns the
 // digest of a complete answer.
-func fetch(t *testing.T, n *lab.Node, img lab.Image, d digest.Digest) (digest.Digest, error) {
-	t.Helper()
+func fetch(ctx context.Context, n *lab.Node, img lab.Image, d digest.Digest) (digest.Digest, error) {
 	client := n.Client()
 	defer client.CloseIdleConnections()
 	url := n.Mirror() + "/v2/" + img.Repository + "/blobs/" + d.String() + "?ns=" + lab.RegistryHost
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	resp, err := client.Do(req)
 	if err != nil {

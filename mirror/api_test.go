@@ -35,7 +35,7 @@ func (i image) blobURL(reg *testRegistry, d ocispec.Descriptor) string {
 func TestPull(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "library/app", "v1", 10_000, 3<<20)
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), nil, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
 
 	head := tm.do(t, http.MethodHead, img.manifestURL(reg, "v1"))
 	if got := head.header.Get("Docker-Content-Digest"); head.status != http.StatusOK || got != img.desc.Digest.String() {
@@ -85,7 +85,7 @@ func TestPull(t *testing.T) {
 func TestPullFromPeers(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 2_000_000)
-	up := newPlain(t)
+	up := newClient(t, reg)
 	c := new(cluster)
 	one := newMirror(t, c.join(t), up, nil, reg.name)
 	two := newMirror(t, c.join(t), up, nil, reg.name)
@@ -133,7 +133,7 @@ func TestHeadEqualsGet(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 1000, 600_000)
 	for _, first := range []string{http.MethodHead, http.MethodGet} {
-		tm := newMirror(t, new(cluster).join(t), newPlain(t), nil, reg.name)
+		tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
 		second := map[string]string{http.MethodHead: http.MethodGet, http.MethodGet: http.MethodHead}[first]
 		for _, target := range []string{
 			"/v2/", "/v2",
@@ -171,7 +171,7 @@ func TestHeadEqualsGet(t *testing.T) {
 func TestPathPrefixAndDefault(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "a/b", "v1", 10)
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), func(c *Config) { c.DefaultRegistry = reg.name }, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), func(c *Config) { c.DefaultRegistry = reg.name }, reg.name)
 	for target, want := range map[string]int{
 		"/registry/" + reg.name + "/v2/":                                      http.StatusOK,
 		"/registry/" + reg.name + "/v2/a/b/manifests/v1":                      http.StatusOK,
@@ -224,7 +224,7 @@ func TestRanges(t *testing.T) {
 				"bytes=nonsense":        {200, "", data},
 			} {
 				node := new(cluster).join(t)
-				tm := newMirror(t, node, newPlain(t), func(c *Config) { c.Hold = hold }, reg.name)
+				tm := newMirror(t, node, newClient(t, reg), func(c *Config) { c.Hold = hold }, reg.name)
 				if warm {
 					tm.do(t, http.MethodGet, img.blobURL(reg, img.layers[0]))
 				}
@@ -243,7 +243,7 @@ func TestRanges(t *testing.T) {
 func TestIfRangeIsNeverMatched(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 1000)
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), nil, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
 	if r := tm.do(t, http.MethodGet, img.blobURL(reg, img.layers[0]), "Range", "bytes=5-", "If-Range", `"x"`); r.status != http.StatusOK || len(r.body) != 1000 {
 		t.Errorf("%d, %d bytes", r.status, len(r.body))
 	}

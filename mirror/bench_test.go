@@ -62,7 +62,7 @@ func BenchmarkHeadManifest(b *testing.B) {
 			m := benchMirror(b, &scripted{resolve: func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, bool, error) {
 				return swarm.Descriptor{MediaType: typeDockerManifest, Digest: someDigest, Size: 500}, false, nil
 			}})
-			repo := Repository{"docker.io", "library/alpine"}
+			repo := Repository{Registry: "docker.io", Name: "library/alpine"}
 			m.heard(question{repo: repo}, swarm.Descriptor{Digest: someDigest, Size: 500}, nil)
 			m.catalog.learn(repo, someDigest, 500, manifest{mediaType: typeDockerManifest}, true)
 			benchRequest(b, m, http.MethodHead, "/v2/library/alpine/manifests/"+ref+"?ns=docker.io")

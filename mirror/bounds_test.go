@@ -77,7 +77,7 @@ func TestSilentRegistry(t *testing.T) {
 		up.delay.Store(int64(time.Second))
 		step("healthy", 200, time.Second, "one")
 		up.delay.Store(int64(time.Hour))
-		m.grants.set(Repository{"docker.io", "a"}, true, time.Now().Add(-m.cfg.GrantTTL))
+		m.grants.set(Repository{Registry: "docker.io", Name: "a"}, true, time.Now().Add(-m.cfg.GrantTTL))
 		step("hanging", 404, m.cfg.CheckTimeout, "two")
 		asked := up.asked.Load()
 		for i := range 20 {
@@ -117,7 +117,7 @@ func TestLateAnswerCounts(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if got := m.grants.standing(Repository{"docker.io", "a"}, time.Now()); got != granted {
+		if got := m.grants.standing(Repository{Registry: "docker.io", Name: "a"}, time.Now()); got != granted {
 			t.Errorf("standing after the late answer: %d", got)
 		}
 	})
@@ -131,7 +131,7 @@ func TestQuestionsAreCoalescedAndBounded(t *testing.T) {
 		o := newOracle(up, time.Minute, func(question, swarm.Descriptor, error) {})
 		ask := func(tag string) {
 			go func() {
-				_, _ = o.ask(t.Context(), question{Repository{"docker.io", "a"}, kindManifest, reference{tag: tag}})
+				_, _ = o.ask(t.Context(), question{Repository{Registry: "docker.io", Name: "a"}, kindManifest, reference{tag: tag}})
 			}()
 		}
 		for range 100 {
@@ -176,6 +176,17 @@ func TestProgressElsewhereIsNoStall(t *testing.T) {
 	})
 }
 
+// recorder tells at any time whether the header is out.
+type recorder struct {
+	*httptest.ResponseRecorder
+	flushed atomic.Bool
+}
+
+func (r *recorder) Flush() {
+	r.flushed.Store(true)
+	r.ResponseRecorder.Flush()
+}
+
 // TestFirstByte: the header goes out in time for containerd, the body later.
 func TestFirstByte(t *testing.T) {
 	for _, hold := range []bool{false, true} {
@@ -196,7 +207,7 @@ func TestFirstByte(t *testing.T) {
 			defer m.Close()
 			m.cfg.Hold = hold
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v2/a/blobs/"+aBlob+"?ns=docker.io", nil)
-			w := httptest.NewRecorder()
+			w := &recorder{ResponseRecorder: httptest.NewRecorder()}
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
@@ -204,18 +215,18 @@ func TestFirstByte(t *testing.T) {
 			}()
 			time.Sleep(m.cfg.FirstByteTimeout - 1)
 			synctest.Wait()
-			if w.Flushed {
+			if w.flushed.Load() {
 				t.Errorf("hold %t: header sent early", hold)
 			}
 			time.Sleep(1)
 			synctest.Wait()
-			if !w.Flushed || w.Code != http.StatusOK {
+			if !w.flushed.Load() {
 				t.Errorf("hold %t: no header after %s", hold, m.cfg.FirstByteTimeout)
 			}
 			close(release)
 			<-done
-			if w.Body.Len() != 1000 {
-				t.Errorf("hold %t: %d bytes", hold, w.Body.Len())
+			if w.Code != http.StatusOK || w.Body.Len() != 1000 {
+				t.Errorf("hold %t: %d, %d bytes", hold, w.Code, w.Body.Len())
 			}
 		})
 	}

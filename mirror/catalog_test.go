@@ -49,7 +49,7 @@ func TestParseManifest(t *testing.T) {
 
 func TestCatalogKeepsToItsRepository(t *testing.T) {
 	c := newCatalog()
-	mine, theirs := Repository{"r", "mine"}, Repository{"r", "theirs"}
+	mine, theirs := Repository{Registry: "r", Name: "mine"}, Repository{Registry: "r", Name: "theirs"}
 	layer := digest.FromString("layer")
 	man := manifest{mediaType: ocispec.MediaTypeImageManifest, names: []ocispec.Descriptor{
 		{Digest: layer, Size: 5}, {Digest: "sha256:bad", Size: 1}, {Digest: "sha512:x", Size: 1},
@@ -82,7 +82,7 @@ func TestCatalogIsBounded(t *testing.T) {
 	for i := range 3 * learnedDigests {
 		man.names = append(man.names, ocispec.Descriptor{Digest: digest.FromString(fmt.Sprint(i)), Size: 1})
 	}
-	c.learn(Repository{"r", "n"}, someDigest, 1, man, true)
+	c.learn(Repository{Registry: "r", Name: "n"}, someDigest, 1, man, true)
 	if n := c.c.Len(); n != learnedDigests+1 {
 		t.Errorf("one manifest put %d digests into the catalog", n)
 	}
@@ -101,7 +101,7 @@ func FuzzManifest(f *testing.F) {
 			t.Fatalf("media type %q", man.mediaType)
 		}
 		c := newCatalog()
-		c.learn(Repository{"r", "n"}, someDigest, int64(len(p)), man, true)
+		c.learn(Repository{Registry: "r", Name: "n"}, someDigest, int64(len(p)), man, true)
 		for _, k := range c.c.Keys() {
 			if _, err := parseDigest(k.digest.String()); err != nil {
 				t.Fatal(err)
@@ -112,7 +112,7 @@ func FuzzManifest(f *testing.F) {
 
 func TestGrants(t *testing.T) {
 	g := newGrants(time.Minute)
-	r := Repository{"r", "n"}
+	r := Repository{Registry: "r", Name: "n"}
 	t0 := time.Unix(1e9, 0)
 	for _, c := range []struct {
 		set, allowed bool
@@ -135,7 +135,7 @@ func TestGrants(t *testing.T) {
 			t.Errorf("after %s: %d, want %d", c.at, got, c.want)
 		}
 	}
-	if got := g.standing(Repository{"r", "other"}, t0); got != unknown {
+	if got := g.standing(Repository{Registry: "r", Name: "other"}, t0); got != unknown {
 		t.Errorf("another repository: %d", got)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -31,6 +30,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 	"github.com/shoal-dev/shoal/swarm/engine"
 	"github.com/shoal-dev/shoal/swarm/members"
@@ -193,101 +193,18 @@ func randomBytes(seed uint64, n int) []byte {
 	return p
 }
 
-// plain is an Upstream over plain HTTP, without credentials and retries.
-type plain struct {
-	client *http.Client
-}
-
-func newPlain(t testing.TB) *plain {
-	tr := &http.Transport{MaxIdleConnsPerHost: 8, ForceAttemptHTTP2: false}
-	t.Cleanup(tr.CloseIdleConnections)
-	return &plain{&http.Client{Transport: tr}}
-}
-
-func (u *plain) get(ctx context.Context, method string, r Repository, path, rangeHeader string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+r.Registry+"/v2/"+r.Name+"/"+path, nil)
+// newClient returns the real client, without patience for a registry that
+// fails.
+func newClient(t testing.TB, reg *testRegistry) Upstream {
+	t.Helper()
+	c, err := upstream.New(upstream.Config{
+		Insecure: []string{reg.name}, Retry: upstream.Retry{Attempts: 1}, Log: zerolog.Nop(),
+	})
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
-	req.Header.Set("Accept", "*/*")
-	req.Header.Add("Accept", ocispec.MediaTypeImageManifest)
-	req.Header.Add("Accept", ocispec.MediaTypeImageIndex)
-	if rangeHeader != "" {
-		req.Header.Set("Range", rangeHeader)
-	}
-	resp, err := u.client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", swarm.ErrUnavailable, err)
-	}
-	if resp.StatusCode < 300 {
-		return resp, nil
-	}
-	_ = resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return nil, fmt.Errorf("%s %s: %w", method, path, ErrDenied)
-	case http.StatusNotFound:
-		return nil, fmt.Errorf("%s %s: %w", method, path, swarm.ErrNotFound)
-	default:
-		return nil, fmt.Errorf("%s %s: %s: %w", method, path, resp.Status, swarm.ErrUnavailable)
-	}
-}
-
-func described(resp *http.Response) swarm.Descriptor {
-	return swarm.Descriptor{
-		MediaType: resp.Header.Get("Content-Type"),
-		Digest:    digest.Digest(resp.Header.Get("Docker-Content-Digest")), Size: resp.ContentLength,
-	}
-}
-
-func (u *plain) Head(ctx context.Context, r Repository, ref string) (swarm.Descriptor, error) {
-	resp, err := u.get(ctx, http.MethodHead, r, "manifests/"+ref, "")
-	if err != nil {
-		return swarm.Descriptor{}, err
-	}
-	_ = resp.Body.Close()
-	return described(resp), nil
-}
-
-func (u *plain) Manifest(ctx context.Context, r Repository, ref string) (swarm.Descriptor, []byte, error) {
-	resp, err := u.get(ctx, http.MethodGet, r, "manifests/"+ref, "")
-	if err != nil {
-		return swarm.Descriptor{}, nil, err
-	}
-	defer resp.Body.Close()
-	p, err := io.ReadAll(resp.Body)
-	return described(resp), p, err
-}
-
-func (u *plain) Size(ctx context.Context, r Repository, d digest.Digest) (int64, error) {
-	resp, err := u.get(ctx, http.MethodHead, r, "blobs/"+d.String(), "")
-	if err != nil {
-		return 0, err
-	}
-	_ = resp.Body.Close()
-	return resp.ContentLength, nil
-}
-
-func (u *plain) Origin(r Repository, d digest.Digest, _ int64) swarm.Origin {
-	return plainOrigin{u, r, d}
-}
-
-type plainOrigin struct {
-	u *plain
-	r Repository
-	d digest.Digest
-}
-
-func (o plainOrigin) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	resp, err := o.u.get(ctx, http.MethodGet, o.r, "blobs/"+o.d.String(), fmt.Sprintf("bytes=%d-%d", off, off+n-1))
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusPartialContent {
-		_ = resp.Body.Close()
-		return nil, swarm.ErrNoRange
-	}
-	return resp.Body, nil
+	t.Cleanup(c.Close)
+	return FromClient(c)
 }
 
 // cluster is a set of real swarm nodes, without TLS and gossip: the membership

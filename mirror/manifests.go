@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -80,7 +81,7 @@ func (m *Mirror) target(ctx context.Context, p *pull) (swarm.Descriptor, permit,
 func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descriptor, permit, error) {
 	before := m.grants.standing(q.repo, time.Now())
 	if before == denied {
-		return swarm.Descriptor{}, permit{}, fmt.Errorf("resolve %s: %w", q, ErrDenied)
+		return swarm.Descriptor{}, permit{}, fmt.Errorf("resolve %s: %w", q, upstream.ErrDenied)
 	}
 	var asked bool
 	upstream := func(ctx context.Context) (swarm.Descriptor, error) {

@@ -13,12 +13,9 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
-
-// ErrDenied is what an Upstream's error wraps when the registry answers 401 or
-// 403: this node, with the credentials it has, may not pull there.
-var ErrDenied = errors.New("denied by the registry")
 
 // Swarm is what the mirror needs of the cluster; *swarm.Node has it. The
 // methods' contracts are documented there.
@@ -35,10 +32,14 @@ type Swarm interface {
 	Locate(ctx context.Context, d digest.Digest) (size int64, holders int, err error)
 }
 
-// Upstream is the registries' side, with the credentials of this node. Its
-// errors wrap ErrDenied (401, 403), swarm.ErrNotFound (404), or else count as
-// swarm.ErrUnavailable. Implementations are safe for concurrent use and give
-// up when ctx ends.
+// Repository names what is pulled from: a registry, as image references spell
+// it (docker.io, registry.example.com:5000), and a name in it.
+type Repository = upstream.Repository
+
+// Upstream is the registries' side, with the credentials of this node; see
+// FromClient. Its errors wrap upstream.ErrDenied (401, 403), swarm.ErrNotFound
+// (404), or else count as swarm.ErrUnavailable. Implementations are safe for
+// concurrent use and give up when ctx ends.
 type Upstream interface {
 	Manifests
 	Blobs
@@ -56,6 +57,19 @@ type Blobs interface {
 	Size(ctx context.Context, r Repository, d digest.Digest) (int64, error)
 	// Origin returns the source of a blob, without asking anything yet.
 	Origin(r Repository, d digest.Digest, size int64) swarm.Origin
+}
+
+// FromClient makes an Upstream of the client.
+func FromClient(c *upstream.Client) Upstream { return client{c} }
+
+type client struct{ *upstream.Client }
+
+func (c client) Size(ctx context.Context, r Repository, d digest.Digest) (int64, error) {
+	return c.Blob(r, d, 0).Size(ctx)
+}
+
+func (c client) Origin(r Repository, d digest.Digest, size int64) swarm.Origin {
+	return c.Blob(r, d, size)
 }
 
 // Config of a Mirror. Swarm, Upstream and Registries are required.

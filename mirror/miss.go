@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -84,7 +85,7 @@ func asMiss(err error, code string) *miss {
 			known.code = code
 		}
 		return known
-	case errors.Is(err, ErrDenied):
+	case errors.Is(err, upstream.ErrDenied):
 		m.reason, m.message = reasonDenied, "the registry does not let this node pull"
 	case errors.Is(err, swarm.ErrNotFound):
 		m.reason, m.message = reasonNotFound, "not found"

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -88,7 +89,7 @@ func (o *oracle) close() {
 	o.work.Wait()
 }
 
-// ask returns the registry's answer. The error wraps ErrDenied,
+// ask returns the registry's answer. The error wraps upstream.ErrDenied,
 // swarm.ErrNotFound or swarm.ErrUnavailable, or is ctx's.
 func (o *oracle) ask(ctx context.Context, q question) (swarm.Descriptor, error) {
 	f, err := o.join(q, time.Now())
@@ -141,7 +142,8 @@ func (o *oracle) fly(q question, f *flight) {
 	defer cancel()
 	f.desc, f.err = o.put(ctx, q)
 	if o.life.Err() == nil {
-		o.mark(q.repo.Registry, !errors.Is(f.err, swarm.ErrUnavailable))
+		// Nonsense is an answer, too.
+		o.mark(q.repo.Registry, !errors.Is(f.err, swarm.ErrUnavailable) || errors.Is(f.err, upstream.ErrInvalid))
 		o.heard(q, f.desc, f.err)
 	}
 	o.mu.Lock()
@@ -158,10 +160,10 @@ func (o *oracle) put(ctx context.Context, q question) (d swarm.Descriptor, err e
 		d, err = o.up.Head(ctx, q.repo, q.ref.String())
 	}
 	switch {
-	case err != nil && !errors.Is(err, ErrDenied) && !errors.Is(err, swarm.ErrNotFound) && !errors.Is(err, swarm.ErrUnavailable):
+	case err != nil && !errors.Is(err, upstream.ErrDenied) && !errors.Is(err, swarm.ErrNotFound) && !errors.Is(err, swarm.ErrUnavailable):
 		err = fmt.Errorf("%w: %w", swarm.ErrUnavailable, err)
 	case err == nil && q.ref.tag == "" && d.Digest != q.ref.digest:
-		err = fmt.Errorf("registry answers with %.80q: %w", d.Digest, swarm.ErrUnavailable)
+		err = fmt.Errorf("registry answers with %.80q: %w: %w", d.Digest, swarm.ErrUnavailable, upstream.ErrInvalid)
 	case err == nil:
 		if _, bad := parseDigest(d.Digest.String()); bad != nil {
 			// Not an outage: a registry that uses other digests is left to

@@ -31,15 +31,6 @@ var (
 	labelPattern = regexp.MustCompile(`^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$`)
 )
 
-// Repository names what is pulled from: a registry, as image references spell
-// it (docker.io, registry.example.com:5000), and a name in it.
-type Repository struct {
-	Registry, Name string
-}
-
-// String joins the two like an image reference does.
-func (r Repository) String() string { return r.Registry + "/" + r.Name }
-
 // reference is a manifest's or blob's identifier: a tag or a digest.
 type reference struct {
 	tag    string

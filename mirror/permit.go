@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -91,7 +92,7 @@ func (m *Mirror) heard(q question, d swarm.Descriptor, err error) {
 	case err == nil:
 		m.grants.set(q.repo, true, time.Now())
 		m.catalog.add(q.repo, d.Digest, entry{size: d.Size, confirmed: true})
-	case errors.Is(err, ErrDenied):
+	case errors.Is(err, upstream.ErrDenied):
 		m.grants.set(q.repo, false, time.Now())
 	}
 }
@@ -105,7 +106,7 @@ func (m *Mirror) authorise(ctx context.Context, q question) (permit, error) {
 	e, _ := m.catalog.get(q.repo, q.ref.digest)
 	switch {
 	case now == denied:
-		return permit{}, fmt.Errorf("authorise %s: %w", q, ErrDenied)
+		return permit{}, fmt.Errorf("authorise %s: %w", q, upstream.ErrDenied)
 	case now == granted && e.confirmed:
 		return permit{origin: true, known: e}, nil
 	}
@@ -126,7 +127,7 @@ func (m *Mirror) withoutAnswer(last standing, e entry, err error) (permit, error
 		return permit{}, err
 	case last == wasDenied:
 		// Upstream's last word stands; an outage opens nothing.
-		return permit{}, fmt.Errorf("%w: %w", ErrDenied, err)
+		return permit{}, fmt.Errorf("%w: %w", upstream.ErrDenied, err)
 	}
 	return permit{offline: true, origin: mayAsk(last, e), known: e}, nil
 }

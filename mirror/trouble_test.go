@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -123,7 +124,7 @@ func TestCutIsFIN(t *testing.T) {
 		for _, pipelined := range []bool{false, true} {
 			d := &download{read: after(c.sent, c.then)}
 			tm := newMirror(t, serving(d), yes{size}, func(c *Config) {
-				c.FirstByteTimeout, c.StallTimeout = 10*time.Millisecond, 100*time.Millisecond
+				c.FirstByteTimeout, c.StallTimeout = time.Nanosecond, 300*time.Millisecond
 			}, "docker.io")
 			request := "GET /v2/a/blobs/" + aBlob + "?ns=docker.io HTTP/1.1\r\nHost: x\r\n\r\n"
 			if pipelined {
@@ -169,7 +170,7 @@ func TestFailureBeforeTheFirstByte(t *testing.T) {
 		"cannot start":     {s: &scripted{}, reason: reasonFailed},
 		"nobody has it":    {s: &scripted{fetch: func(swarm.Request) (swarm.Download, error) { return nil, swarm.ErrUnavailable }}, reason: reasonUpstream},
 		"gone upstream":    {s: serving(&download{read: fails(swarm.ErrNotFound)}), reason: reasonNotFound},
-		"denied upstream":  {s: serving(&download{read: fails(ErrDenied)}), reason: reasonDenied},
+		"denied upstream":  {s: serving(&download{read: fails(upstream.ErrDenied)}), reason: reasonDenied},
 		"too slow":         {s: serving(&download{read: fails(context.DeadlineExceeded)}), reason: reasonSlow},
 		"first read":       {s: serving(&download{read: fails(errors.New("disk on fire"))}), reason: reasonFailed},
 		"held, then wrong": {s: serving(&download{wait: func(context.Context) error { return &chunker.DigestError{} }}), hold: true, reason: reasonFailed},
@@ -183,12 +184,12 @@ func TestFailureBeforeTheFirstByte(t *testing.T) {
 
 // spoilt is an Upstream whose blobs have one wrong byte.
 type spoilt struct {
-	*plain
+	Upstream
 	at int64
 }
 
 func (u spoilt) Origin(r Repository, d digest.Digest, size int64) swarm.Origin {
-	return spoiltOrigin{u.plain.Origin(r, d, size), u.at}
+	return spoiltOrigin{u.Upstream.Origin(r, d, size), u.at}
 }
 
 type spoiltOrigin struct {
@@ -229,7 +230,7 @@ func TestWrongBytesAreNeverCompleted(t *testing.T) {
 				if at >= l.Size {
 					continue
 				}
-				tm := newMirror(t, new(cluster).join(t), spoilt{newPlain(t), at}, func(c *Config) { c.Hold = hold }, reg.name)
+				tm := newMirror(t, new(cluster).join(t), spoilt{newClient(t, reg), at}, func(c *Config) { c.Hold = hold }, reg.name)
 				r := tm.do(t, http.MethodGet, img.blobURL(reg, l))
 				if r.status == http.StatusOK && r.err == nil {
 					t.Errorf("hold %t: layer %d with a wrong byte %d is complete", hold, i, at)
@@ -247,7 +248,7 @@ func TestWrongBytesAreNeverCompleted(t *testing.T) {
 		_, _ = w.Write([]byte(`{"schemaVersion":2,"config":{},"layers":[]}`))
 		return false
 	})
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), nil, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
 	if r := tm.do(t, http.MethodGet, img.manifestURL(reg, "v1")); r.status != http.StatusNotFound {
 		t.Errorf("a wrong manifest is served: %d %s", r.status, r.body)
 	}
@@ -255,12 +256,12 @@ func TestWrongBytesAreNeverCompleted(t *testing.T) {
 
 // counting counts the bytes that its origins were asked for.
 type counting struct {
-	*plain
+	Upstream
 	bytes *atomic.Int64
 }
 
 func (u counting) Origin(r Repository, d digest.Digest, size int64) swarm.Origin {
-	return countingOrigin{u.plain.Origin(r, d, size), u.bytes}
+	return countingOrigin{u.Upstream.Origin(r, d, size), u.bytes}
 }
 
 type countingOrigin struct {
@@ -277,7 +278,7 @@ func (o countingOrigin) Open(ctx context.Context, off, n int64) (io.ReadCloser, 
 func TestCoalescing(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 2_000_000)
-	up := counting{newPlain(t), new(atomic.Int64)}
+	up := counting{newClient(t, reg), new(atomic.Int64)}
 	tm := newMirror(t, new(cluster).join(t), up, nil, reg.name)
 	all := func(target string, want []byte) {
 		t.Helper()
@@ -309,7 +310,7 @@ func TestCoalescing(t *testing.T) {
 func TestDisconnect(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 4<<20)
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), nil, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
 	tm.do(t, http.MethodGet, img.manifestURL(reg, "v1"))
 	began, ended := make(chan struct{}, 100), make(chan struct{}, 100)
 	data := img.content[img.layers[0].Digest]
@@ -369,7 +370,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 func TestUpstreamHangs(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 1000)
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), func(c *Config) { c.CheckTimeout = 400 * time.Millisecond }, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), func(c *Config) { c.CheckTimeout = 400 * time.Millisecond }, reg.name)
 	reg.hang()
 	if r := tm.do(t, http.MethodGet, img.blobURL(reg, img.layers[0])); r.status != http.StatusNotFound {
 		t.Fatalf("%d", r.status)
@@ -398,7 +399,7 @@ func TestLazyRange(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 3_000_000)
 	data := img.content[img.layers[0].Digest]
-	up := counting{newPlain(t), new(atomic.Int64)}
+	up := counting{newClient(t, reg), new(atomic.Int64)}
 	c := new(cluster)
 	holder := newMirror(t, c.join(t), up, nil, reg.name)
 	lazy := newMirror(t, c.join(t), up, nil, reg.name)
@@ -427,8 +428,8 @@ func TestMissesTellTheReason(t *testing.T) {
 		err  error
 		want string
 	}{
-		{ErrDenied, reasonDenied},
-		{fmt.Errorf("%w: %w", swarm.ErrUnavailable, ErrDenied), reasonDenied},
+		{upstream.ErrDenied, reasonDenied},
+		{fmt.Errorf("%w: %w", swarm.ErrUnavailable, upstream.ErrDenied), reasonDenied},
 		{swarm.ErrNotFound, reasonNotFound},
 		{permit{}.explain(swarm.ErrNotFound), reasonUpstream},
 		{permit{origin: true}.explain(swarm.ErrNotFound), reasonNotFound},

@@ -32,7 +32,7 @@ func TestDenied(t *testing.T) {
 		reg := newRegistry(t)
 		img := reg.pushImage(t, "secret", "v1", 1000)
 		node := new(cluster).join(t)
-		up := newPlain(t)
+		up := newClient(t, reg)
 		// Another mirror, with rights, brings the image to the node.
 		with := newMirror(t, node, up, nil, reg.name)
 		targets := []string{
@@ -56,7 +56,7 @@ func TestDenied(t *testing.T) {
 			t.Errorf("upstream was asked %d times about one repository: %q", len(got), got)
 		}
 		// An outage does not open what was refused. The refusal is old by now.
-		without.grants.set(Repository{reg.name, "secret"}, false, time.Now().Add(-deniedFor))
+		without.grants.set(Repository{Registry: reg.name, Name: "secret"}, false, time.Now().Add(-deniedFor))
 		reg.answer(http.StatusBadGateway)
 		for _, target := range targets {
 			if r := without.do(t, http.MethodGet, target); r.status != http.StatusNotFound || r.reason() != reasonDenied {
@@ -65,7 +65,7 @@ func TestDenied(t *testing.T) {
 		}
 		// Rights that were withdrawn are noticed when the grant has aged.
 		reg.refuse("secret", status)
-		with.grants.set(Repository{reg.name, "secret"}, true, time.Now().Add(-with.cfg.GrantTTL))
+		with.grants.set(Repository{Registry: reg.name, Name: "secret"}, true, time.Now().Add(-with.cfg.GrantTTL))
 		if r := with.do(t, http.MethodGet, targets[1]); r.status != http.StatusNotFound {
 			t.Errorf("withdrawn rights: %d", r.status)
 		}
@@ -78,7 +78,7 @@ func TestForeignDigest(t *testing.T) {
 	reg := newRegistry(t)
 	secret := reg.pushImage(t, "secret", "v1", 1000)
 	public := reg.pushImage(t, "public", "v1", 500)
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), nil, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
 	for _, img := range []image{secret, public} {
 		for _, target := range []string{img.manifestURL(reg, "v1"), img.blobURL(reg, img.layers[0])} {
 			if r := tm.do(t, http.MethodGet, target); r.status != http.StatusOK {
@@ -105,7 +105,7 @@ func TestOutageConfirmsNothing(t *testing.T) {
 	secret := reg.pushImage(t, "secret", "v1", 1000)
 	reg.pushImage(t, "public", "v1", 500)
 	thief := image{repo: "public"}
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), nil, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
 	tm.do(t, http.MethodGet, secret.manifestURL(reg, "v1"))
 	tm.do(t, http.MethodGet, secret.blobURL(reg, secret.layers[0]))
 
@@ -131,7 +131,7 @@ func TestOutageConfirmsNothing(t *testing.T) {
 func TestCredentialsAreRefused(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 100)
-	tm := newMirror(t, new(cluster).join(t), newPlain(t), nil, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
 	for _, target := range []string{img.manifestURL(reg, "v1"), img.blobURL(reg, img.layers[0])} {
 		tm.do(t, http.MethodGet, target)
 		for _, auth := range []string{"Bearer hunter2", "Basic aHVudGVyMg==", "x"} {
@@ -158,7 +158,7 @@ func TestNotAManifest(t *testing.T) {
 	}
 	reg := newRegistry(t)
 	reg.answer(http.StatusInternalServerError)
-	tm := newMirror(t, node, newPlain(t), nil, reg.name)
+	tm := newMirror(t, node, newClient(t, reg), nil, reg.name)
 	if r := tm.do(t, http.MethodGet, "/v2/a/manifests/"+d.String()+"?ns="+reg.name); r.status != http.StatusNotFound || r.reason() != reasonNotManifest {
 		t.Errorf("%d %s", r.status, r.body)
 	}

@@ -83,19 +83,20 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 }
 
 // BuildShoal compiles the shoal command of this source tree into dir and
-// returns its path.
-func BuildShoal(ctx context.Context, dir string) (string, error) {
-	return buildOwn(ctx, dir, "shoal", "./cmd/shoal")
+// returns its path. With race it has the race detector in it, which says
+// "DATA RACE" in the log of a process that has one.
+func BuildShoal(ctx context.Context, dir string, race bool) (string, error) {
+	return buildOwn(ctx, dir, "shoal", "./cmd/shoal", race)
 }
 
 // buildOwn compiles a command of this source tree into dir.
-func buildOwn(ctx context.Context, dir, name, pkg string) (string, error) {
+func buildOwn(ctx context.Context, dir, name, pkg string, race bool) (string, error) {
 	root, err := moduleRoot(ctx)
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, name)
-	return path, build(ctx, root, path, pkg)
+	return path, build(ctx, root, path, race, pkg)
 }
 
 // moduleRoot is the source tree that the calling program was started in.
@@ -141,7 +142,7 @@ func buildCached(ctx context.Context, dir string, packages ...string) (string, e
 	if err := os.Mkdir(half, 0o755); err != nil {
 		return "", fmt.Errorf("make cache: %w", err)
 	}
-	if err := build(ctx, dir, half+string(filepath.Separator), packages...); err != nil {
+	if err := build(ctx, dir, half+string(filepath.Separator), false, packages...); err != nil {
 		return "", err
 	}
 	if err := os.Rename(half, target); err != nil {
@@ -167,12 +168,17 @@ func buildKey(dir string, packages []string) (string, error) {
 
 // build compiles packages in the module at dir. It is polite: compiling
 // containerd takes minutes of all processors.
-func build(ctx context.Context, dir, output string, packages ...string) error {
+func build(ctx context.Context, dir, output string, race bool, packages ...string) error {
 	args := append([]string{"-n", "10", "go", "build", "-o", output}, buildFlags...)
+	// A static binary runs in every mount namespace and in an empty image. The
+	// race detector, which only our own servers get, is linked by gcc.
+	cgo := "CGO_ENABLED=0"
+	if race {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
 	cmd := exec.CommandContext(ctx, "nice", append(args, packages...)...)
 	cmd.Dir = dir
-	// A static binary runs in every mount namespace and in an empty image.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cmd.Env = append(os.Environ(), cgo, "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", strings.Join(packages, " "), err, out)
 	}

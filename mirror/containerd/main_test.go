@@ -47,7 +47,7 @@ const patience = 20 * time.Second
 // database with garbage collection, event exchange and gRPC services, without
 // the daemon around them.
 type ctrd struct {
-	t            *testing.T
+	t            testing.TB
 	socket, root string
 	db           *metadata.DB
 	exchange     *exchange.Exchange
@@ -88,7 +88,7 @@ func old(topic string) bool { return topic == "/content/create" }
 func open(string) bool      { return false }
 
 // newCtrd does not listen yet.
-func newCtrd(t *testing.T) *ctrd {
+func newCtrd(t testing.TB) *ctrd {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ctrd") // the name of a socket must be short
 	if err != nil {
@@ -182,7 +182,7 @@ func data(size int) []byte {
 	return p
 }
 
-func in(t *testing.T, namespace string) context.Context {
+func in(t testing.TB, namespace string) context.Context {
 	return namespaces.WithNamespace(t.Context(), namespace)
 }
 
@@ -248,14 +248,14 @@ func (c *ctrd) path(d digest.Digest) string {
 
 // cluster is who hears of changes.
 type cluster struct {
-	t       *testing.T
+	t       testing.TB
 	mu      sync.Mutex
 	held    map[digest.Digest]int64
 	calls   int
 	changed chan struct{}
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t testing.TB) *cluster {
 	return &cluster{t: t, held: map[digest.Digest]int64{}, changed: make(chan struct{})}
 }
 
@@ -309,7 +309,7 @@ func (c *cluster) wait(want ...digest.Digest) {
 }
 
 // start runs a Store until the test ends.
-func start(t *testing.T, cfg Config, tune ...func(*pace)) (*Store, *cluster) {
+func start(t testing.TB, cfg Config, tune ...func(*pace)) (*Store, *cluster) {
 	t.Helper()
 	cfg.Log = zerolog.New(zerolog.NewTestWriter(t))
 	if cfg.Registerer == nil {
@@ -343,7 +343,7 @@ func start(t *testing.T, cfg Config, tune ...func(*pace)) (*Store, *cluster) {
 }
 
 // eventually polls what nobody tells.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -352,7 +352,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func ready(t *testing.T, s *Store) {
+func ready(t testing.TB, s *Store) {
 	t.Helper()
 	eventually(t, "ready", s.Ready)
 }

@@ -9,6 +9,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -232,7 +233,9 @@ func TestBasic(t *testing.T) {
 
 func TestHostileChallenges(t *testing.T) {
 	_, d := content(1)
-	evil := serve(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("request at the wrong place: %v %v", r.URL, r.Header) })
+	evil := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("request at the wrong place: %v %v", r.URL, r.Header)
+	})
 	for _, tt := range []struct {
 		name, challenge string
 		want            error
@@ -412,6 +415,21 @@ func TestTLS(t *testing.T) {
 	}
 	if _, err := New(Config{CAs: map[string]string{host: dockerConfigFile(t, "no pem")}}); err == nil {
 		t.Error("CA file without certificate accepted")
+	}
+}
+
+// TestProxy reaches registries through a proxy that is local, which is no
+// reason to refuse it.
+func TestProxy(t *testing.T) {
+	var asked atomic.Value
+	proxy := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(r.Method + " " + r.Host)
+		w.WriteHeader(http.StatusForbidden)
+	})
+	c := newClient(t, Config{Retry: Retry{Attempts: 1}, Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: proxy})})
+	_, err := c.Head(t.Context(), Repository{"r.test", "a"}, "x")
+	if !errors.Is(err, swarm.ErrUnavailable) || asked.Load() != "CONNECT r.test:443" {
+		t.Errorf("proxy asked for %v, error %v", asked.Load(), err)
 	}
 }
 

@@ -171,7 +171,10 @@ func (b *Blob) connect(ctx context.Context, off, end int64, whole bool) (*stream
 		cancel(nil)
 		return nil, err
 	}
-	s := &stream{b: b, k: k, ctx: ctx, cancel: cancel, body: resp.Body, silent: b.c.cfg.Timeouts.Idle}
+	s := &stream{
+		k: k, ctx: ctx, cancel: cancel, body: resp.Body,
+		silent: b.c.cfg.Timeouts.Idle, count: b.c.met.received(b.repo.Registry),
+	}
 	if s.skip, s.left, err = b.check(k, resp, off, end, whole); err != nil {
 		s.close()
 		return nil, err

@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // progressStep is how many bytes count as progress: after them, a broken body
@@ -105,7 +107,6 @@ func (s *body) Close() error {
 
 // stream is one response's body.
 type stream struct {
-	b      *Blob
 	k      task
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -116,6 +117,7 @@ type stream struct {
 	// no fault of the server's.
 	timer  *time.Timer
 	silent time.Duration
+	count  prometheus.Counter // of bytes
 }
 
 // Read returns bytes of the range. It fails with an *Error, never with io.EOF:
@@ -144,14 +146,13 @@ func (s *stream) read(p []byte) (int, error) {
 	s.timer.Reset(s.silent)
 	n, err := s.body.Read(p)
 	s.timer.Stop()
-	s.b.c.met.received(s.b.repo.Registry, int64(n))
+	s.count.Add(float64(n))
 	return n, err
 }
 
 func (s *stream) fail(err error) error {
 	if errors.Is(err, io.EOF) {
-		e := s.k.broken(s.ctx, errShort)
-		return e
+		err = errShort
 	}
 	return s.k.broken(s.ctx, err)
 }

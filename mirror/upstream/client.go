@@ -202,7 +202,7 @@ func (c *Client) readManifest(ctx context.Context, k task, resp *http.Response, 
 		return swarm.Descriptor{}, nil, err
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxManifest+1))
-	c.met.received(k.repo.Registry, int64(len(body)))
+	c.met.received(k.repo.Registry).Add(float64(len(body)))
 	if err != nil {
 		return swarm.Descriptor{}, nil, k.broken(ctx, err)
 	}

@@ -70,8 +70,11 @@ func (e *Error) Error() string {
 	if e.RetryAfter > 0 {
 		fmt.Fprintf(&b, ", retry after %v", e.RetryAfter.Round(time.Millisecond))
 	}
-	if e.Err != nil {
+	switch {
+	case e.Err != nil:
 		b.WriteString(": " + e.Err.Error())
+	case e.Status == 0 && e.kind != nil:
+		b.WriteString(": " + e.kind.Error())
 	}
 	return b.String()
 }

@@ -178,7 +178,10 @@ func TestErrorKinds(t *testing.T) {
 	}
 	for _, err := range []error{
 		func() error { _, err := c.Head(t.Context(), Repository{host, "../x"}, "x"); return err }(),
-		func() error { _, err := c.Blob(Repository{host, "a"}, "sha512:00", 1).Open(t.Context(), 0, 1); return err }(),
+		func() error {
+			_, err := c.Blob(Repository{host, "a"}, "sha512:00", 1).Open(t.Context(), 0, 1)
+			return err
+		}(),
 		func() error { _, err := c.Blob(Repository{host, "a"}, "latest", 1).Size(t.Context()); return err }(),
 	} {
 		if !errors.Is(err, swarm.ErrNotFound) {

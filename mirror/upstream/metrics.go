@@ -70,8 +70,10 @@ func (m *metrics) answered(registry string, status int, itself bool) {
 	m.requests.WithLabelValues(m.label(registry, itself && class == "2xx"), class).Inc()
 }
 
-func (m *metrics) received(registry string, n int64) {
-	m.bytes.WithLabelValues(m.label(registry, true)).Add(float64(n))
+// received returns the counter of bytes from a registry that has answered with
+// success.
+func (m *metrics) received(registry string) prometheus.Counter {
+	return m.bytes.WithLabelValues(m.label(registry, true))
 }
 
 func (m *metrics) retried(e *Error) {

@@ -252,7 +252,7 @@ func (n *Node) openMirror() error {
 	n.upstream = up
 	n.undo = append(n.undo, func() error { up.Close(); return nil })
 	m, err := mirror.New(mirror.Config{
-		Swarm: n.swarm, Upstream: registries{up},
+		Swarm: n.swarm, Upstream: mirror.FromClient(up),
 		Registries: c.Registries, DefaultRegistry: c.DefaultRegistry, Hold: c.HoldUntilVerified,
 		Log: part(c.Log, "mirror"), Registerer: n.registry,
 	})

@@ -1,0 +1,75 @@
+# `make help` lists what there is. Everything works from a plain clone on a
+# Debian or Ubuntu machine with Go, gcc, git and apt.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Backends of the BitTorrent library that Shoal does not use, and that need cgo.
+TAGS := nosqlite noboltdb disable_libutp
+GO ?= go
+# Without a usable git repository there is no revision to record.
+VCS := $(shell git status --porcelain >/dev/null 2>&1 && echo auto || echo false)
+FUZZTIME ?= 30s
+
+# Tools are built from their own modfile, once per version of tool and Go.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/shoal/bin
+LINT_VERSION := $(shell awk '$$1 == "github.com/golangci/golangci-lint/v2" {print $$2}' .ci/tools/go.mod)
+LINT := $(CACHE)/golangci-lint-$(LINT_VERSION)-$(shell $(GO) env GOVERSION)
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build ## Pull a 512 MiB image cold through 8 nodes on this machine (no root)
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -tags "$(TAGS)" -o bin/demo ./cmd/demo
+	bin/demo -shoal bin/shoal
+
+.PHONY: build
+build: ## Build bin/shoal, static
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -tags "$(TAGS)" -ldflags "-s -w" -o bin/shoal ./cmd/shoal
+
+.PHONY: test
+test: vet lint unit e2e ## Run everything: vet, lint, unit tests with the race detector, end-to-end tests (root)
+
+.PHONY: vet
+vet: ## Run go vet
+	$(GO) vet -tags "$(TAGS)" ./...
+	$(GO) vet -tags "$(TAGS) e2e" ./e2e/...
+
+.PHONY: lint
+lint: $(LINT) ## Run golangci-lint
+	"$(LINT)" run
+
+.PHONY: unit
+unit: ## Run the unit tests with the race detector, seeds of the fuzz targets included
+	CGO_ENABLED=1 $(GO) test -race -tags "$(TAGS)" ./...
+
+.PHONY: e2e
+e2e: build ## Run the end-to-end tests on real containerd and registry (root; installs what it lacks)
+	@if [ "$$(id -u)" != 0 ]; then echo "make e2e: network namespaces and containerd need root: run it as root, or run 'make vet lint unit' for the rest" >&2; exit 1; fi
+	.ci/packages runc iproute2 tcpdump
+	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 60m -v ./e2e/...
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME (30s)
+	.ci/fuzz "$(FUZZTIME)" "$(TAGS)"
+
+.PHONY: bench
+bench: build ## Measure pulls on shaped links (root; see benchmarks/pull)
+	$(MAKE) -C benchmarks/pull
+
+.PHONY: docs
+docs: ## Generate docs/reference/cli.md
+	$(GO) test -tags "$(TAGS)" ./cmd/shoal -run TestReference -update
+
+.PHONY: clean
+clean: ## Remove bin/
+	rm -rf bin
+
+# It takes minutes once: the linters are a thousand packages.
+$(LINT): .ci/tools/go.mod
+	mkdir -p "$(CACHE)"
+	cd .ci/tools && GOFLAGS=-buildvcs=false nice $(GO) build -trimpath -ldflags "-s -w" -o "$@.new" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	mv "$@.new" "$@"
