@@ -47,14 +47,15 @@ func TestTrouble(t *testing.T) {
 	}{
 		{
 			name: "peer killed",
-			// Its containerd goes to the registry for the rest.
+			// Its containerd goes to the registry for the rest, which can be
+			// nearly all: a swarm's pieces do not come in order.
 			strike: func(t *testing.T, _ *lab.Lab, bystander, _ *lab.Node) { kill(t, bystander) },
-			copies: 1.9,
+			copies: 2.2,
 		},
 		{
 			name:   "tracker killed",
 			strike: func(t *testing.T, _ *lab.Lab, _, tracker *lab.Node) { kill(t, tracker) },
-			copies: 1.9,
+			copies: 2.2,
 		},
 		{
 			name:   "peer silent",
@@ -101,7 +102,7 @@ func TestTrouble(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			copies: 1.9,
+			copies: 2.2,
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

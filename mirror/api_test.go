@@ -303,13 +303,16 @@ func TestHostileNamespaces(t *testing.T) {
 	for w := range 8 {
 		wg.Go(func() {
 			for i := w; i < 10_000; i += 8 {
-				for _, ns := range []string{"docker.io", fmt.Sprintf("h%d.evil.com", i), fmt.Sprintf("h%d.example", i), fmt.Sprintf("%%%d", i)} {
-					r, err := http.NewRequest(http.MethodGet, "/v2/a/blobs/"+someDigest+"?ns="+ns, nil)
-					if err != nil {
-						continue
-					}
-					tm.Handler().ServeHTTP(&discard{h: http.Header{}}, r)
+				ns := [...]string{"docker.io", "h%d.evil.com", "h%d.example", "%%%d"}[i/8%4]
+				if strings.Contains(ns, "%") {
+					ns = fmt.Sprintf(ns, i)
 				}
+				r, err := http.NewRequest(http.MethodGet, "/v2/a/blobs/"+aBlob+"?ns="+ns, nil)
+				if err != nil {
+					t.Errorf("%s: %v", ns, err)
+					continue
+				}
+				tm.Handler().ServeHTTP(&discard{h: http.Header{}}, r)
 			}
 		})
 	}
@@ -323,10 +326,10 @@ func TestHostileNamespaces(t *testing.T) {
 			t.Errorf("%s has %d series", f.GetName(), n)
 		}
 	}
-	if n := tm.counted(t, "shoal_mirror_requests_total"); n < 30_000 {
+	if n := tm.counted(t, "shoal_mirror_requests_total"); n != 10_000 {
 		t.Errorf("%v requests counted", n)
 	}
-	if n := tm.counted(t, "shoal_mirror_requests_total", "registry", "docker.io", "cache", "hit"); n != 10_000 {
+	if n := tm.counted(t, "shoal_mirror_requests_total", "registry", "docker.io", "cache", "hit"); n != 2_504 {
 		t.Errorf("%v of them are hits of docker.io", n)
 	}
 	for name, n := range map[string]int{"grants": tm.grants.c.Len(), "catalog": tm.catalog.c.Len()} {

@@ -23,7 +23,7 @@ func (m *Mirror) deliver(w http.ResponseWriter, r *http.Request, p *pull, dl swa
 	ctx, cancel := context.WithCancelCause(r.Context())
 	d := &delivery{m: m, w: w, dl: dl, ctx: ctx, left: rg.n}
 	d.body = dl.NewReader(ctx, rg.off, rg.n)
-	buf, _ := m.buffers.Get().(*[]byte)
+	buf := m.buffer(rg.n)
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
@@ -33,7 +33,9 @@ func (m *Mirror) deliver(w http.ResponseWriter, r *http.Request, p *pull, dl swa
 		cancel(nil)
 		<-watched
 		_ = d.body.Close() // nothing was written through it
-		m.buffers.Put(buf)
+		if len(*buf) == copyBuffer {
+			m.buffers.Put(buf)
+		}
 		p.sent, p.stats = d.sent, dl.Stats()
 		p.source = dearest(p.stats)
 	}()
@@ -69,6 +71,17 @@ func (m *Mirror) deliver(w http.ResponseWriter, r *http.Request, p *pull, dl swa
 		m.cut(r, p, d.cause(err))
 	}
 	return nil
+}
+
+// buffer returns one to copy n bytes with. Those for small blobs are not worth
+// keeping.
+func (m *Mirror) buffer(n int64) *[]byte {
+	if n < copyBuffer {
+		b := make([]byte, n)
+		return &b
+	}
+	b, _ := m.buffers.Get().(*[]byte)
+	return b
 }
 
 // cut notes why a body ends early.

@@ -172,7 +172,9 @@ func New(c Config) (*Mirror, error) {
 	return m, nil
 }
 
-// Handler serves the pull API.
+// Handler serves the pull API, over HTTP/1.1 on a loopback address. Its server
+// needs ReadHeaderTimeout and IdleTimeout, and no WriteTimeout: the handler
+// sets the write deadlines itself.
 func (m *Mirror) Handler() http.Handler { return m.handler }
 
 // Close ends what the mirror still asks upstream, and waits for it.

@@ -422,6 +422,39 @@ func TestLazyRange(t *testing.T) {
 	chunk()
 }
 
+// TestSize: a blob's size comes from whoever knows it, in order of cost.
+func TestSize(t *testing.T) {
+	repo := Repository{Registry: "docker.io", Name: "a"}
+	held := func(digest.Digest) (int64, int, error) { return 20, 1, nil }
+	for name, c := range map[string]struct {
+		known  entry
+		locate func(digest.Digest) (int64, int, error)
+		up     yes
+		want   string
+	}{
+		"manifest":            {known: entry{size: 10, confirmed: true}, locate: held, up: yes{30}, want: "10"},
+		"cluster":             {known: entry{confirmed: true}, locate: held, up: yes{30}, want: "20"},
+		"upstream":            {known: entry{confirmed: true}, up: yes{30}, want: "30"},
+		"nobody":              {known: entry{confirmed: true}},
+		"upstream, on asking": {up: yes{30}, want: "30"},
+		"absurd":              {known: entry{size: -5, confirmed: true}, up: yes{-1}},
+	} {
+		tm := newMirror(t, &scripted{locate: c.locate}, c.up, nil, "docker.io")
+		if c.known.confirmed {
+			tm.grants.set(repo, true, time.Now())
+			tm.catalog.add(repo, aBlob, c.known)
+		}
+		r := tm.do(t, http.MethodHead, "/v2/a/blobs/"+aBlob+"?ns=docker.io")
+		got := r.header.Get("Content-Length")
+		if r.status != http.StatusOK {
+			got = ""
+		}
+		if got != c.want {
+			t.Errorf("%s: %d, size %q, want %q", name, r.status, got, c.want)
+		}
+	}
+}
+
 // TestMissesTellTheReason checks the mapping of errors once for all.
 func TestMissesTellTheReason(t *testing.T) {
 	for _, c := range []struct {

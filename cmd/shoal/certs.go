@@ -18,7 +18,7 @@ type certsCmd struct {
 
 type certsCACmd struct {
 	Cluster string `required:"" placeholder:"ID" help:"Id of the cluster, as in 'shoal serve --cluster'. It is part of every certificate."`
-	Dir     string `env:"-" default:"." placeholder:"DIR" help:"Directory for ca.crt, ca.key and gossip.key. Default: ${default}."`
+	Dir     string `env:"-" default:"." placeholder:"DIR" help:"Directory for ca.crt, ca.key and gossip.key. Default: this directory."`
 	Force   bool   `env:"-" help:"Replace existing files. Nodes with certificates of the old authority become strangers."`
 }
 
@@ -46,8 +46,8 @@ func (c *certsCACmd) Run(s std) error {
 type certsNodeCmd struct {
 	Names  []string      `arg:"" optional:"" name:"name" help:"Names of the nodes, as in 'shoal serve --node'."`
 	Shared bool          `env:"-" help:"Make one certificate for all nodes, in the directory 'shared', for secrets that are the same on every node. Its holder may speak for any node."`
-	CA     string        `env:"-" name:"ca" default:"." placeholder:"DIR" help:"Directory of 'shoal certs ca'. Default: ${default}."`
-	Out    string        `env:"-" default:"." placeholder:"DIR" help:"Where each node's directory is made, named like the node. Default: ${default}."`
+	CA     string        `env:"-" name:"ca" default:"." placeholder:"DIR" help:"Directory of 'shoal certs ca'. Default: this directory."`
+	Out    string        `env:"-" default:"." placeholder:"DIR" help:"Where each node's directory is made, named like the node. Default: this directory."`
 	Life   time.Duration `env:"-" default:"8760h" placeholder:"TIME" help:"How long the certificates are valid. Default: ${default}, a year."`
 	Force  bool          `env:"-" help:"Replace existing files. A running node takes them over."`
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,8 +19,6 @@ import (
 // is an error, since a misspelled setting that is silently ignored costs an
 // evening; and the environment comes first, as with the flags' defaults.
 type configFile struct {
-	path string
-	keys []string
 	yaml kong.Resolver
 }
 
@@ -29,7 +28,7 @@ func loadConfig(path string, command *kong.Node) (kong.Resolver, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	settings := map[string]any{}
-	if err := yaml.NewDecoder(bytes.NewReader(p)).Decode(&settings); err != nil && err != io.EOF {
+	if err := yaml.NewDecoder(bytes.NewReader(p)).Decode(&settings); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read configuration %s: %w", path, err)
 	}
 	known := map[string]bool{}
@@ -51,7 +50,7 @@ func loadConfig(path string, command *kong.Node) (kong.Resolver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read configuration %s: %w", path, err)
 	}
-	return &configFile{path: path, yaml: r}, nil
+	return &configFile{yaml: r}, nil
 }
 
 // Validate implements kong.Resolver; loadConfig has looked already.

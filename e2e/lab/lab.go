@@ -112,7 +112,7 @@ func New(ctx context.Context, c Config) (_ *Lab, err error) {
 	if l.Dir, err = os.MkdirTemp("", tempPrefix); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
-	if l.hello, err = buildOwn(ctx, l.Dir, "hello", "./e2e/programs/hello", false); err != nil {
+	if l.hello, err = buildOwn(ctx, l.Dir, "hello", false, "./e2e/programs/hello"); err != nil {
 		return nil, err
 	}
 	if l.bridge, err = newBridge(); err != nil {

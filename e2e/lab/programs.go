@@ -86,17 +86,20 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 // returns its path. With race it has the race detector in it, which says
 // "DATA RACE" in the log of a process that has one.
 func BuildShoal(ctx context.Context, dir string, race bool) (string, error) {
-	return buildOwn(ctx, dir, "shoal", "./cmd/shoal", race)
+	// The tags leave out parts of the BitTorrent library that Shoal does not
+	// use, and that would need cgo; the Makefile has them too.
+	return buildOwn(ctx, dir, "shoal", race, "-tags", "nosqlite noboltdb disable_libutp", "./cmd/shoal")
 }
 
-// buildOwn compiles a command of this source tree into dir.
-func buildOwn(ctx context.Context, dir, name, pkg string, race bool) (string, error) {
+// buildOwn compiles a command of this source tree into dir. args are further
+// flags and the package.
+func buildOwn(ctx context.Context, dir, name string, race bool, args ...string) (string, error) {
 	root, err := moduleRoot(ctx)
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, name)
-	return path, build(ctx, root, path, race, pkg)
+	return path, build(ctx, root, path, race, args...)
 }
 
 // moduleRoot is the source tree that the calling program was started in.
@@ -166,21 +169,21 @@ func buildKey(dir string, packages []string) (string, error) {
 	return filepath.Base(dir) + "-" + hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
-// build compiles packages in the module at dir. It is polite: compiling
-// containerd takes minutes of all processors.
-func build(ctx context.Context, dir, output string, race bool, packages ...string) error {
-	args := append([]string{"-n", "10", "go", "build", "-o", output}, buildFlags...)
+// build compiles in the module at dir; args are further flags and the packages.
+// It is polite: compiling containerd takes minutes of all processors.
+func build(ctx context.Context, dir, output string, race bool, args ...string) error {
+	all := append([]string{"-n", "10", "go", "build", "-o", output}, buildFlags...)
 	// A static binary runs in every mount namespace and in an empty image. The
 	// race detector, which only our own servers get, is linked by gcc.
 	cgo := "CGO_ENABLED=0"
 	if race {
-		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+		all, cgo = append(all, "-race"), "CGO_ENABLED=1"
 	}
-	cmd := exec.CommandContext(ctx, "nice", append(args, packages...)...)
+	cmd := exec.CommandContext(ctx, "nice", append(all, args...)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), cgo, "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", strings.Join(packages, " "), err, out)
+		return fmt.Errorf("build %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return nil
 }

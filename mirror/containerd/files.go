@@ -182,8 +182,11 @@ func (f *files) watch(hints chan<- hint) (stop func(), err error) {
 					continue
 				}
 				h = hint{kind: hintDigest, key: k}
-			case <-w.Errors: // events were lost
-				h = hint{kind: hintUnnamed}
+			case err := <-w.Errors:
+				if err == nil { // closed
+					return
+				}
+				h = hint{kind: hintUnnamed} // events were lost
 			case <-quit:
 				return
 			}

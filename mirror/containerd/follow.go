@@ -229,7 +229,7 @@ func (f *follower) reconcile(ctx context.Context, c *change) error {
 func (f *follower) put(ctx context.Context, k key, size int64, namespace string, probe bool, c *change) error {
 	known, _ := f.index.known(k)
 	e := entry{size: size, namespace: namespace}
-	looked := error(errNotSeen)
+	looked := errNotSeen
 	if files := f.files.Load(); files != nil {
 		looked = files.check(k, size)
 	}

@@ -16,8 +16,8 @@ import (
 )
 
 // defaultReconcile is how often everything is compared without a reason. With
-// 1,000 blobs that is 5 ms of containerd's time a minute, so there is nothing to
-// be saved by waiting longer.
+// 1,000 blobs that is 20 ms a minute on both sides together, so there is nothing
+// to be saved by waiting longer.
 const defaultReconcile = time.Minute
 
 // Config of a Store. Only Socket is required.

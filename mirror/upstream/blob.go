@@ -76,7 +76,7 @@ func (b *Blob) Size(ctx context.Context) (int64, error) {
 func (e *Error) headRefused() bool {
 	switch e.Status {
 	case 0:
-		return e.kind == ErrInvalid
+		return errors.Is(e.kind, ErrInvalid)
 	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
 		return true
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
@@ -165,7 +165,7 @@ func (b *Blob) connect(ctx context.Context, off, end int64, whole bool) (*stream
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(b.c.cfg.Timeouts.Header, func() { cancel(errHeader) })
 	k := b.task("get")
-	resp, err := b.get(ctx, k, off, end)
+	resp, err := b.get(ctx, k, off, end) //nolint:bodyclose // the stream closes it
 	timer.Stop()
 	if err != nil {
 		cancel(nil)

@@ -126,7 +126,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	for s.skip > 0 {
 		n, err := s.read(p[:min(int64(len(p)), s.skip)])
 		s.skip -= int64(n)
-		if err != nil && (err != io.EOF || s.skip > 0) {
+		if err != nil && (!errors.Is(err, io.EOF) || s.skip > 0) {
 			return 0, s.fail(err)
 		}
 	}

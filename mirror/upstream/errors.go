@@ -82,12 +82,11 @@ func (e *Error) Error() string {
 // Unwrap returns the kind and the cause.
 func (e *Error) Unwrap() []error {
 	var errs []error
-	switch e.kind {
-	case nil:
-	case ErrRateLimited, ErrInvalid:
-		errs = append(errs, e.kind, swarm.ErrUnavailable)
-	default:
+	if e.kind != nil {
 		errs = append(errs, e.kind)
+	}
+	if errors.Is(e.kind, ErrRateLimited) || errors.Is(e.kind, ErrInvalid) {
+		errs = append(errs, swarm.ErrUnavailable)
 	}
 	if e.Err != nil {
 		errs = append(errs, e.Err)

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"errors"
 	"strconv"
 	"sync"
 
@@ -79,7 +80,7 @@ func (m *metrics) received(registry string) prometheus.Counter {
 func (m *metrics) retried(e *Error) {
 	reason := "connection"
 	switch {
-	case e.kind == ErrRateLimited:
+	case errors.Is(e.kind, ErrRateLimited):
 		reason = "ratelimited"
 	case e.Status != 0:
 		reason = "status"
