@@ -1,6 +1,6 @@
 module github.com/shoal-dev/shoal
 
-go 1.26.8
+go 1.26.3
 
 require (
 	github.com/alecthomas/kong v1.17.0

@@ -1,6 +1,6 @@
 module github.com/shoal-dev/shoal/e2e/programs/containerd
 
-go 1.26.8
+go 1.26.3
 
 tool (
 	github.com/containerd/containerd/v2/cmd/containerd
