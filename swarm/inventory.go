@@ -22,6 +22,11 @@ const (
 	// refreshEvery re-announces everything, a third of what trackers
 	// remember, so that two lost announcements do no harm.
 	refreshEvery = tracker.InventoryTTL / 3
+	// dropAfter is how long containerd must have kept a blob before the piece
+	// store lets go of it. Where containerd discards layers once they are
+	// unpacked, they are gone within a second of the pull; then the piece
+	// store's copy is the only one left to share.
+	dropAfter = 15 * time.Second
 	// announceTo is how many of a digest's ranked members hear of it: the
 	// tracker and its standby.
 	announceTo = 2
@@ -43,6 +48,7 @@ type inventory struct {
 type holding struct {
 	size          int64
 	store, local  bool
+	localSince    time.Time
 	told          []string // the nodes that know
 	toldAt        time.Time
 	refreshJitter time.Duration
@@ -53,7 +59,12 @@ func newInventory(n *Node) *inventory {
 }
 
 func (v *inventory) local(h Held, present bool) {
-	v.update(h, func(x *holding) { x.local = present })
+	v.update(h, func(x *holding) {
+		if present && !x.local {
+			x.localSince = time.Now()
+		}
+		x.local = present
+	})
 }
 
 func (v *inventory) stored(h Held, present bool) {
@@ -90,6 +101,8 @@ func (v *inventory) update(h Held, change func(*holding)) {
 func (v *inventory) run(ctx context.Context) error {
 	refresh := time.NewTicker(refreshEvery / 10)
 	defer refresh.Stop()
+	drop := time.NewTicker(dropAfter / 3)
+	defer drop.Stop()
 	retry := time.Duration(0)
 	for {
 		changed := v.n.cfg.Members.Changed()
@@ -100,13 +113,23 @@ func (v *inventory) run(ctx context.Context) error {
 		} else {
 			retry = 0
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-v.wake:
-		case <-changed:
-		case <-refresh.C:
-		case <-again:
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-v.wake:
+				due = true
+			case <-changed:
+				due = true
+			case <-refresh.C:
+				due = true
+			case <-again:
+				due = true
+			case now := <-drop.C:
+				for _, d := range v.doubles(now) {
+					v.n.cfg.Store.Drop(d)
+				}
+			}
 		}
 		select {
 		case <-time.After(announceDelay):
@@ -114,6 +137,20 @@ func (v *inventory) run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// doubles lists the blobs of the piece store that the local content has kept
+// for long enough.
+func (v *inventory) doubles(now time.Time) []digest.Digest {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var ds []digest.Digest
+	for d, x := range v.held {
+		if x.store && x.local && now.Sub(x.localSince) >= dropAfter {
+			ds = append(ds, d)
+		}
+	}
+	return ds
 }
 
 // batch is what one member has to be told.
