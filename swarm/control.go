@@ -207,7 +207,7 @@ func (n *Node) serveBlob(w http.ResponseWriter, r *http.Request) {
 	}
 	defer blob.Close()
 	w.Header().Set("Content-Type", "application/octet-stream")
-	cw := &countingWriter{ResponseWriter: w, n: n.met.sent.WithLabelValues("lease")}
+	cw := &countingWriter{ResponseWriter: w, n: n.met.sent}
 	http.ServeContent(cw, r, "", time.Time{}, io.NewSectionReader(blob, 0, blob.Size()))
 }
 

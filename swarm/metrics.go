@@ -4,7 +4,7 @@ import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
 	received    *prometheus.CounterVec
-	sent        *prometheus.CounterVec
+	sent        prometheus.Counter
 	fallbacks   *prometheus.CounterVec
 	leases      *prometheus.CounterVec
 	corrupt     *prometheus.CounterVec
@@ -20,10 +20,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "shoal_swarm_received_bytes_total",
 			Help: "Bytes of blobs brought to this node, by source: origin, lease (from a node that holds the whole blob) or swarm (from other pullers).",
 		}, []string{"source"}),
-		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
+		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_swarm_sent_bytes_total",
-			Help: "Bytes of blobs sent to other nodes, by way: lease or swarm.",
-		}, []string{"way"}),
+			Help: "Bytes of whole blobs on this node sent to other nodes that have a lease; shoal_wire_sent_bytes_total has what was traded.",
+		}),
 		fallbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_swarm_fallbacks_total",
 			Help: "Times that a download helped itself from the origin instead of waiting for the swarm, by reason.",

@@ -106,7 +106,9 @@ func New(c Config) (*Engine, error) {
 	}
 	tc.Callbacks.PeerConnAdded = append(tc.Callbacks.PeerConnAdded, func(pc *torrent.PeerConn) {
 		pc.PeerMaxRequests = requestDepth
+		e.met.peers.Inc()
 	})
+	tc.Callbacks.PeerConnClosed = func(*torrent.PeerConn) { e.met.peers.Dec() }
 	tc.Callbacks.ReceivedUsefulData = append(tc.Callbacks.ReceivedUsefulData, e.received)
 
 	cl, err := torrent.NewClient(tc)

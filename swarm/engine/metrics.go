@@ -3,7 +3,7 @@ package engine
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	torrents               prometheus.Gauge
+	torrents, peers        prometheus.Gauge
 	received, sent, wasted prometheus.Counter
 }
 
@@ -12,6 +12,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		torrents: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_wire_torrents",
 			Help: "Blobs that this node trades with other pullers now.",
+		}),
+		peers: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_wire_peers",
+			Help: "Connections on which this node trades pieces now; a node counts once per blob.",
 		}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_wire_received_bytes_total",
@@ -27,7 +31,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 	}
 	if r != nil {
-		r.MustRegister(m.torrents, m.received, m.sent, m.wasted)
+		r.MustRegister(m.torrents, m.peers, m.received, m.sent, m.wasted)
 	}
 	return m
 }
