@@ -104,11 +104,18 @@ func New(c Config) (*Engine, error) {
 	tc.Callbacks.ReadExtendedHandshake = func(_ *torrent.PeerConn, m *pp.ExtendedHandshakeMessage) {
 		m.Reqq = min(m.Reqq, requestDepth)
 	}
+	var open sync.Map
 	tc.Callbacks.PeerConnAdded = append(tc.Callbacks.PeerConnAdded, func(pc *torrent.PeerConn) {
 		pc.PeerMaxRequests = requestDepth
+		open.Store(pc, nil)
 		e.met.peers.Inc()
 	})
-	tc.Callbacks.PeerConnClosed = func(*torrent.PeerConn) { e.met.peers.Dec() }
+	tc.Callbacks.PeerConnClosed = func(pc *torrent.PeerConn) {
+		// It is also called for connections that never came so far.
+		if _, ok := open.LoadAndDelete(pc); ok {
+			e.met.peers.Dec()
+		}
+	}
 	tc.Callbacks.ReceivedUsefulData = append(tc.Callbacks.ReceivedUsefulData, e.received)
 
 	cl, err := torrent.NewClient(tc)
