@@ -11,6 +11,7 @@ GO ?= go
 # Without a usable git repository there is no revision to record.
 VCS := $(shell git status --porcelain >/dev/null 2>&1 && echo auto || echo false)
 FUZZTIME ?= 30s
+BENCH ?= -nodes 8 -size 1GiB -layers 1 -rate 100mbit -mode direct,cold,warm
 
 # Tools are built from their own modfile, once per version of tool and Go.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/shoal/bin
@@ -50,6 +51,7 @@ unit: ## Run the unit tests with the race detector, seeds of the fuzz targets in
 e2e: build ## Run the end-to-end tests on real containerd and registry (root; installs what it lacks)
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e: network namespaces and containerd need root: run it as root, or run 'make vet lint unit' for the rest" >&2; exit 1; fi
 	.ci/packages runc iproute2 tcpdump
+	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 10m -run 'TestDiskFull|TestReal' ./chunker ./mirror/containerd
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 60m -v ./e2e/...
 
 .PHONY: fuzz
@@ -57,8 +59,9 @@ fuzz: ## Fuzz each target for FUZZTIME (30s)
 	.ci/fuzz "$(FUZZTIME)" "$(TAGS)"
 
 .PHONY: bench
-bench: build ## Measure pulls on shaped links (root; see benchmarks/pull)
-	$(MAKE) -C benchmarks/pull
+bench: ## Measure pulls on 8 real containerd nodes with shaped links (root; BENCH="-nodes 4 ...")
+	.ci/packages runc iproute2
+	CGO_ENABLED=0 $(GO) run -buildvcs=false -tags "$(TAGS)" ./benchmarks/pull $(BENCH)
 
 .PHONY: docs
 docs: ## Generate docs/reference/cli.md
