@@ -88,7 +88,7 @@ func TestLabLeavesNothing(t *testing.T) {
 	if err := victim.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	victim.Wait() // killed
+	_ = victim.Wait() // killed
 	eventually(t, "the killed laboratory's processes to end", func() bool { return processesNaming(t, dir) == 0 })
 
 	l := newPlainLab(t, lab.Config{Nodes: 1})

@@ -210,8 +210,9 @@ func (d *delivery) cause(err error) error {
 	return err
 }
 
-// patient gives the client ClientTimeout for the next write. Response writers
-// without deadlines go without.
+// patient gives the client ClientTimeout for the next write; the server lifts
+// the deadline after the request. Response writers without deadlines go
+// without.
 func (m *Mirror) patient(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(m.cfg.ClientTimeout))
 }

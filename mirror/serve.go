@@ -46,11 +46,7 @@ func (m *Mirror) routes() http.Handler {
 		get("/v2/", m.version)
 		get("/v2", m.version)
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		// A deadline stays with its connection, so every request sets one.
-		m.patient(w)
-		r.ServeHTTP(w, q)
-	})
+	return r
 }
 
 // version answers the API probe.

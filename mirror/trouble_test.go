@@ -345,24 +345,6 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	if r := tm.do(t, http.MethodHead, "/v2/a/blobs/"+aBlob+"?ns=docker.io"); r.status != http.StatusOK {
 		t.Errorf("another client gets %d: the blob is not to blame", r.status)
 	}
-	// A deadline outlives its request on the same connection, but hurts
-	// nobody there.
-	conn := dialRaw(t, tm, "")
-	br := bufio.NewReader(conn)
-	for began := time.Now(); time.Since(began) < 150*time.Millisecond; {
-		for _, target := range []string{"/v2/a/blobs/" + someDigest + "?ns=docker.io", "/v2/", "/", "/v2/a/manifests/x"} {
-			if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", target); err != nil {
-				t.Fatal(err)
-			}
-			resp, err := http.ReadResponse(br, nil)
-			if err != nil {
-				t.Fatalf("%s after %s: %v", target, time.Since(began), err)
-			}
-			if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 }
 
 // TestUpstreamHangs: one client waits for CheckTimeout, the next ones for

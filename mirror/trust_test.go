@@ -202,3 +202,29 @@ func TestManifestWithoutType(t *testing.T) {
 		t.Errorf("%d, %v", r.status, r.header)
 	}
 }
+
+// TestTagOfTheCluster: what another node has learned about a tag spares this
+// one all questions, once it is let into the repository.
+func TestTagOfTheCluster(t *testing.T) {
+	body := []byte(`{"schemaVersion":2,"mediaType":"` + typeDockerList + `","manifests":[]}`)
+	d := digest.FromBytes(body)
+	up := &slowUpstream{}
+	tm := newMirror(t, &scripted{
+		resolve: func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, bool, error) {
+			return swarm.Descriptor{MediaType: typeDockerList, Digest: d, Size: int64(len(body))}, false, nil
+		},
+		small: func(context.Context, digest.Digest, func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error) {
+			return bytes.Clone(body), swarm.SourcePeers, nil
+		},
+	}, up, nil, "docker.io")
+	tm.grants.set(Repository{Registry: "docker.io", Name: "a"}, true, time.Now())
+	// containerd's order.
+	for _, c := range []struct{ method, ref string }{{http.MethodHead, "latest"}, {http.MethodGet, d.String()}, {http.MethodGet, "latest"}} {
+		if r := tm.do(t, c.method, "/v2/a/manifests/"+c.ref+"?ns=docker.io"); r.status != http.StatusOK {
+			t.Errorf("%s %s: %d %s", c.method, c.ref, r.status, r.body)
+		}
+	}
+	if n := up.asked.Load(); n != 0 {
+		t.Errorf("upstream was asked %d times", n)
+	}
+}

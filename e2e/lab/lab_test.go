@@ -122,7 +122,7 @@ func TestUsageOfThisProcess(t *testing.T) {
 }
 
 func TestWriteLayer(t *testing.T) {
-	const size = 10*mib + 12345
+	const size = 5*mib + 12345
 	program := bytes.Repeat([]byte("program"), 1000)
 	var layer, again, other bytes.Buffer
 	diff, err := writeLayer(&layer, program, size, 7, 0)
@@ -180,12 +180,13 @@ func TestWriteLayer(t *testing.T) {
 		t.Errorf("%d bytes when unpacked", unpacked)
 	}
 	var squeezed bytes.Buffer
+	sample := archive[len(archive)-2*mib:][:mib]
 	zw := gzip.NewWriter(&squeezed)
-	if err := errors.Join(second(zw.Write(archive)), zw.Close()); err != nil {
+	if err := errors.Join(second(zw.Write(sample)), zw.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if squeezed.Len() < len(archive)*99/100 {
-		t.Errorf("compressible: %d bytes become %d", len(archive), squeezed.Len())
+	if squeezed.Len() < len(sample)*99/100 {
+		t.Errorf("compressible: %d bytes become %d", len(sample), squeezed.Len())
 	}
 }
 

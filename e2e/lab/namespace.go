@@ -212,7 +212,7 @@ func (m *Machine) close() {
 		return
 	}
 	m.pipe.Close()
-	m.holder.Wait() // its exit status says nothing
+	_ = m.holder.Wait() // its exit status says nothing
 	for _, f := range []*os.File{m.net, m.mnt, m.pid, m.uts, m.ipc} {
 		if f != nil {
 			f.Close()

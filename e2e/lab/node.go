@@ -164,7 +164,8 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 			return err
 		}
 		if n.cri == nil {
-			c, err := criclient.NewRemoteImageService(ctx, "unix://"+n.ContainerdSocket(), criTimeout, nil, false)
+			c, err := criclient.NewRemoteImageServiceBuilder().
+				WithEndpoint("unix://" + n.ContainerdSocket()).WithConnectionTimeout(criTimeout).Build(ctx)
 			if err != nil {
 				return err
 			}

@@ -46,7 +46,7 @@ func startProcess(m *Machine, name, logPath string, env []string, args ...string
 	}
 	go func() {
 		defer close(p.done)
-		p.cmd.Wait() // the state is kept in cmd
+		_ = p.cmd.Wait() // the state is kept in cmd
 	}()
 	return p, nil
 }

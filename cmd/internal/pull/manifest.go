@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -47,25 +49,19 @@ func (p *puller) manifests(ctx context.Context) (top v1.Descriptor, blobs []v1.D
 	}
 	seen := map[digest.Digest]bool{}
 	add := func(body []byte) error {
-		var m v1.Manifest
-		if err := json.Unmarshal(body, &m); err != nil {
-			return fmt.Errorf("read manifest: %w", err)
-		}
-		for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
-			if err := check(d); err != nil {
-				return fmt.Errorf("read manifest: %w", err)
-			}
-			if !seen[d.Digest] && d.Size > 0 {
+		ds, err := blobsOf(body)
+		for _, d := range ds {
+			if !seen[d.Digest] {
 				seen[d.Digest] = true
 				blobs = append(blobs, d)
 			}
 		}
-		return nil
+		return err
 	}
 	if !isIndex(top.MediaType) {
 		return top, blobs, add(body)
 	}
-	chosen, err := p.choose(body)
+	chosen, err := choose(body, p.o.Platform)
 	if err != nil {
 		return top, nil, err
 	}
@@ -81,13 +77,32 @@ func (p *puller) manifests(ctx context.Context) (top v1.Descriptor, blobs []v1.D
 	return top, blobs, nil
 }
 
+// blobsOf returns the config and the layers that a manifest names. An empty
+// blob is none: there is nothing to pull.
+func blobsOf(body []byte) ([]v1.Descriptor, error) {
+	var m v1.Manifest
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	var blobs []v1.Descriptor
+	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		if err := check(d); err != nil {
+			return nil, fmt.Errorf("read manifest: %w", err)
+		}
+		if d.Size > 0 {
+			blobs = append(blobs, d)
+		}
+	}
+	return blobs, nil
+}
+
 func isIndex(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageIndex || mediaType == dockerIndex
 }
 
 // choose returns the manifests of an index that are wanted: the best match for
 // one platform, as containerd ranks them, or all.
-func (p *puller) choose(body []byte) ([]v1.Descriptor, error) {
+func choose(body []byte, platform string) ([]v1.Descriptor, error) {
 	var idx v1.Index
 	if err := json.Unmarshal(body, &idx); err != nil {
 		return nil, fmt.Errorf("read index: %w", err)
@@ -100,13 +115,13 @@ func (p *puller) choose(body []byte) ([]v1.Descriptor, error) {
 			return nil, fmt.Errorf("read index: %w", err)
 		}
 	}
-	if p.o.Platform == "all" {
+	if platform == "all" {
 		return idx.Manifests, nil
 	}
 	want := platforms.DefaultSpec()
-	if p.o.Platform != "" {
+	if platform != "" {
 		var err error
-		if want, err = platforms.Parse(p.o.Platform); err != nil {
+		if want, err = platforms.Parse(platform); err != nil {
 			return nil, fmt.Errorf("%w: platform: %w", ErrReference, err)
 		}
 	}
@@ -203,7 +218,7 @@ func statusError(resp *http.Response) error {
 	p, readErr := io.ReadAll(io.LimitReader(resp.Body, 8<<10))
 	if readErr == nil && json.Unmarshal(p, &body) == nil && len(body.Errors) > 0 {
 		e := body.Errors[0]
-		err = fmt.Errorf("%s: %s: %.200s", resp.Status, e.Code, e.Message)
+		err = fmt.Errorf("%s: %.50s: %.200s", resp.Status, printable(e.Code), printable(e.Message))
 		if len(e.Detail) > 0 && string(e.Detail) != "null" {
 			err = fmt.Errorf("%w (%.300s)", err, e.Detail)
 		}
@@ -212,4 +227,14 @@ func statusError(resp *http.Response) error {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	return err
+}
+
+// printable drops what a terminal might obey.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, s)
 }
