@@ -218,7 +218,7 @@ func TestFirstByte(t *testing.T) {
 			if w.flushed.Load() {
 				t.Errorf("hold %t: header sent early", hold)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			if !w.flushed.Load() {
 				t.Errorf("hold %t: no header after %s", hold, m.cfg.FirstByteTimeout)
@@ -248,7 +248,7 @@ func TestCooldownEnds(t *testing.T) {
 		if code := get(); code != http.StatusNotFound {
 			t.Errorf("within the pause: %d", code)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		m.cfg.Swarm = serving(&download{read: after(1000, never)})
 		if code := get(); code != http.StatusOK {
 			t.Errorf("after it: %d", code)
