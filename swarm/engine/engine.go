@@ -245,6 +245,14 @@ func (t *Torrent) Want(is ...int) {
 	}
 }
 
+// Hurry asks for wanted pieces before all that are not hurried, however rare
+// those are.
+func (t *Torrent) Hurry(is ...int) {
+	for _, i := range is {
+		t.t.Piece(i).SetPriority(torrent.PiecePriorityHigh)
+	}
+}
+
 // Unwant stops asking peers for pieces.
 func (t *Torrent) Unwant(is ...int) {
 	for _, i := range is {
