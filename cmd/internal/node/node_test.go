@@ -93,10 +93,10 @@ func (w countingWriter) Write(p []byte) (int, error) {
 
 // config of a node on free ports of the loopback interface.
 func config(t *testing.T, name string, o *origin) Config {
-	const any = "127.0.0.1:0"
+	const free = "127.0.0.1:0"
 	return Config{
 		Cluster: "test", Name: name, DataDir: filepath.Join(t.TempDir(), name),
-		MirrorAddr: any, ControlAddr: any, WireAddr: any, GossipAddr: any, MetricsAddr: any,
+		MirrorAddr: free, ControlAddr: free, WireAddr: free, GossipAddr: free, MetricsAddr: free,
 		InsecurePeers: true,
 		Registries:    []string{o.host}, InsecureRegistries: []string{o.host},
 		Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel),

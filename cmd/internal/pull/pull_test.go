@@ -193,7 +193,7 @@ func TestResume(t *testing.T) {
 		"no progress": {want: errCut, answer: func(w http.ResponseWriter, _ *http.Request, p []byte, _ int64) {
 			cutAt(0)(w, p)
 		}},
-		"wrong range": {want: cmpAny, answer: func(w http.ResponseWriter, r *http.Request, p []byte, n int64) {
+		"wrong range": {want: errAny, answer: func(w http.ResponseWriter, r *http.Request, p []byte, n int64) {
 			if n == 1 {
 				cutAt(len(p)/2)(w, p)
 				return
@@ -218,7 +218,7 @@ func TestResume(t *testing.T) {
 		"too few bytes": {want: errCut, answer: func(w http.ResponseWriter, _ *http.Request, p []byte, _ int64) {
 			_, _ = w.Write(p[:len(p)-1])
 		}},
-		"server error": {want: cmpAny, answer: func(w http.ResponseWriter, _ *http.Request, _ []byte, _ int64) {
+		"server error": {want: errAny, answer: func(w http.ResponseWriter, _ *http.Request, _ []byte, _ int64) {
 			w.WriteHeader(http.StatusInternalServerError)
 		}},
 	} {
@@ -235,7 +235,7 @@ func TestResume(t *testing.T) {
 			}
 			r, err := s.pull(t, "", Options{})
 			switch {
-			case tt.want == cmpAny:
+			case tt.want == errAny:
 				if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrDigest) {
 					t.Errorf("error %v", err)
 				}
@@ -250,8 +250,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// cmpAny stands for an error without a kind.
-var cmpAny = errors.New("any")
+// errAny stands for an error without a kind.
+var errAny = errors.New("any")
 
 func TestUnreachableAndStalled(t *testing.T) {
 	s := newServer(t)
