@@ -14,7 +14,7 @@ const (
 	// silence is how long a connection may bring nothing, keep-alives
 	// included, before it is dead. The library itself would wait 150 s.
 	silence = 3 * keepAlive
-	// writeStall is how long one write may take: 64 KiB at 20 kB/s.
+	// writeStall is how long one write may take: 128 KiB at 4 kB/s.
 	writeStall = silence
 )
 

@@ -22,7 +22,7 @@ import (
 
 const (
 	// requestDepth is how many chunks may be requested of one peer at a time:
-	// 8 × 64 KiB cover the bandwidth-delay product of 1 Gbit/s at 4 ms, and
+	// 8 × 128 KiB cover the bandwidth-delay product of 1 Gbit/s at 8 ms, and
 	// deeper queues measured worse (the uploader serves them in map order).
 	requestDepth = 8
 	// uploadBuffer is how much piece data may wait per connection to be
