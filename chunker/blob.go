@@ -29,7 +29,10 @@ type Blob struct {
 
 	// pieceMu[i%stripes] is held shared while a chunk is written into piece i
 	// and exclusively while the piece is hashed and declared complete, so
-	// that no late chunk reaches a complete piece.
+	// that no late chunk reaches a complete piece. Whoever changes the record
+	// of piece i on disk holds it exclusively, too; all of them are held to
+	// discard the blob or to settle what it is. Taken before mu, and mu is
+	// never held while the disk is busy.
 	pieceMu [stripes]sync.RWMutex
 	// openMu serialises opening and closing of the files.
 	openMu sync.Mutex
@@ -90,10 +93,7 @@ func (b *Blob) openWhole(checked bool) error {
 			return &DigestError{Want: b.digest, Got: got}
 		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.file, b.checked = f, true
-	return nil
+	return b.install(f, nil, func() { b.checked = true })
 }
 
 func (b *Blob) openPartial() error {
@@ -112,13 +112,42 @@ func (b *Blob) openPartial() error {
 		sums.Close()
 		return err
 	}
+	return b.install(f, sums, func() {
+		b.have, b.known, b.sums = have, known, pieceSums
+		b.err, b.wrong, b.next = nil, false, 0
+		b.advance()
+	})
+}
+
+// install gives the blob its open files, unless the store was closed
+// meanwhile. set runs with b.mu held.
+func (b *Blob) install(file, sums *os.File, set func()) error {
+	b.s.mu.Lock()
+	defer b.s.mu.Unlock()
+	if b.s.closed {
+		file.Close()
+		if sums != nil {
+			sums.Close()
+		}
+		return errClosed
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.file, b.sumsF = f, sums
-	b.have, b.known, b.sums = have, known, pieceSums
-	b.err, b.next = nil, 0
-	b.advance()
+	b.file, b.sumsF = file, sums
+	set()
 	return nil
+}
+
+// shut closes the files, read-only or recoverable by design.
+func (b *Blob) shut() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, f := range []*os.File{b.file, b.sumsF} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	b.file, b.sumsF = nil, nil
 }
 
 // load allocates the files of a new blob, or checks those of an earlier run:
@@ -156,7 +185,7 @@ func (b *Blob) allocate(f, sums *os.File) error {
 	if err := f.Truncate(0); err != nil {
 		return fmt.Errorf("allocate blob: %w", err)
 	}
-	err := unix.Fallocate(int(f.Fd()), 0, 0, b.geo.Size)
+	err := fallocate(f, b.geo.Size)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		// Not every file system can; the free space was checked.
 		err = f.Truncate(b.geo.Size)
@@ -168,14 +197,21 @@ func (b *Blob) allocate(f, sums *os.File) error {
 	case err != nil:
 		return fmt.Errorf("allocate blob: %w", err)
 	}
-	if err := sums.Truncate(0); err != nil {
-		return fmt.Errorf("write sums: %w", err)
-	}
-	if _, err := sums.WriteAt(encodeSumsHeader(b.geo.Size), 0); err != nil {
-		return fmt.Errorf("write sums: %w", err)
-	}
-	if err := sums.Truncate(sumsFileSize(b.geo)); err != nil {
-		return fmt.Errorf("write sums: %w", err)
+	return clearSums(sums, b.geo)
+}
+
+// fallocate reserves the first size bytes of f. It goes in steps, since any
+// signal interrupts a call, and tmpfs then undoes all of it.
+func fallocate(f *os.File, size int64) error {
+	const step = 64 << 20
+	for off := int64(0); off < size; {
+		n := min(step, size-off)
+		switch err := unix.Fallocate(int(f.Fd()), 0, off, n); {
+		case err == nil:
+			off += n
+		case !errors.Is(err, unix.EINTR):
+			return err
+		}
 	}
 	return nil
 }
@@ -188,13 +224,10 @@ func (b *Blob) Release() {
 	b.pins--
 	var gone []*Blob
 	if b.pins == 0 {
+		b.shut()
 		b.mu.Lock()
-		for _, f := range []*os.File{b.file, b.sumsF} {
-			if f != nil {
-				f.Close() // read-only, or recoverable by design
-			}
-		}
-		b.file, b.sumsF = nil, nil
+		// The next one to open it loads them anew, if they are needed at all.
+		b.have, b.known, b.sums, b.next = Bitfield{}, Bitfield{}, nil, 0
 		b.mu.Unlock()
 		gone = b.s.collect(b)
 	}
@@ -214,6 +247,13 @@ func (b *Blob) Complete() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.whole
+}
+
+func (b *Blob) checkPiece(i int) error {
+	if i < 0 || i >= b.geo.NumPieces() {
+		return fmt.Errorf("piece %d: blob has %d", i, b.geo.NumPieces())
+	}
+	return nil
 }
 
 func (b *Blob) dataFile() (*os.File, error) {
@@ -241,7 +281,7 @@ func (b *Blob) WriteAt(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if off < 0 || off+int64(len(p)) > b.geo.Size {
+	if off < 0 || off > b.geo.Size-int64(len(p)) {
 		return 0, fmt.Errorf("write %d bytes at %d: blob has %d", len(p), off, b.geo.Size)
 	}
 	done := 0
@@ -306,6 +346,9 @@ func (b *Blob) Sum(i int) (Sum, bool) {
 // not stored and the error is a *ConflictError.
 func (b *Blob) WritePiece(i int, p []byte) (Sum, error) {
 	s := SumOf(p)
+	if err := b.checkPiece(i); err != nil {
+		return s, err
+	}
 	off, n := b.geo.Piece(i)
 	if int64(len(p)) != n {
 		return s, fmt.Errorf("piece %d of %d bytes, want %d", i, len(p), n)
@@ -313,9 +356,9 @@ func (b *Blob) WritePiece(i int, p []byte) (Sum, error) {
 	m := &b.pieceMu[i%stripes]
 	m.Lock()
 	defer m.Unlock()
-	if err := b.Expect(i, s); err != nil {
+	if have, ok := b.Sum(i); ok && have != s {
 		b.s.met.failed.Inc()
-		return s, err
+		return s, &ConflictError{Piece: i, Have: have, Got: s}
 	}
 	if b.Has(i) {
 		return s, nil

@@ -27,11 +27,14 @@
 // whose bytes still hash to their recorded sums and forgets the rest, and
 // whole blobs are hashed again before their first use. What is verified on the
 // way in need not be durable, only detectable, and an fsync per piece would
-// cost more than the network.
+// cost more than the network. Sums that turned out to vouch for a wrong blob are
+// made void on disk before anybody hears of it, so that they are not believed
+// after a crash.
 //
 // The store holds at most Options.Capacity bytes and leaves Options.Reserve
 // free on its file system. Blobs that nobody has pinned are evicted, the
-// longest unused first. A pinned blob is never touched.
+// longest unused first; after a restart, the longest unwritten. A pinned blob is
+// never touched, and a blob that would not fit even then evicts nothing.
 //
 // On disk, below Options.Dir:
 //
@@ -40,5 +43,6 @@
 //	partial/<hex>.sums a header and one record per piece, see sums.go
 //	complete/<hex>     a whole verified blob
 //
-// <hex> is the sha256 and nothing else, so no input reaches a path.
+// <hex> is the sha256 and nothing else, so no input reaches a path. Other files
+// in partial and complete are removed when the store is opened.
 package chunker

@@ -3,6 +3,7 @@ package chunker
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -10,6 +11,9 @@ import (
 // ErrAborted is what readers of a blob get when its owner gave up without
 // saying why.
 var ErrAborted = errors.New("blob aborted")
+
+// errClosed is what the methods of a closed store say.
+var errClosed = fmt.Errorf("piece store: %w", os.ErrClosed)
 
 // NoSpaceError says that a blob does not fit, before anything was written.
 type NoSpaceError struct {

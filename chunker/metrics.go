@@ -1,6 +1,10 @@
 package chunker
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 type metrics struct {
 	bytes, blobs     prometheus.Gauge
@@ -8,8 +12,8 @@ type metrics struct {
 	evictions        prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
+func newMetrics() *metrics {
+	return &metrics{
 		bytes: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_cache_bytes",
 			Help: "Bytes that the piece store occupies, preallocated ones included.",
@@ -31,8 +35,16 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "Blobs evicted from the piece store to make room.",
 		}),
 	}
-	if r != nil {
-		r.MustRegister(m.bytes, m.blobs, m.verified, m.failed, m.evictions)
+}
+
+func (m *metrics) register(r prometheus.Registerer) error {
+	if r == nil {
+		return nil
 	}
-	return m
+	for _, c := range []prometheus.Collector{m.bytes, m.blobs, m.verified, m.failed, m.evictions} {
+		if err := r.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return nil
 }

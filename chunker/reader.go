@@ -2,6 +2,7 @@ package chunker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -46,14 +47,12 @@ func (r *reader) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		to, changed, err := r.readable()
+		to, changed, err := r.readable(int64(len(p)))
 		if err != nil {
 			return 0, fmt.Errorf("read blob at byte %d: %w", r.pos, err)
 		}
 		if to > r.pos {
-			n, err := r.b.ReadAt(p[:min(int64(len(p)), to-r.pos)], r.pos)
-			r.pos += int64(n)
-			return n, err
+			return r.read(p[:to-r.pos])
 		}
 		select {
 		case <-changed:
@@ -63,9 +62,31 @@ func (r *reader) Read(p []byte) (int, error) {
 	}
 }
 
-// readable tells up to which byte the reader may go on now.
-func (r *reader) readable() (to int64, changed <-chan struct{}, err error) {
+// read reads bytes that were readable a moment ago, and takes care that they
+// were still so after it: a piece may have been rejected and overwritten
+// meanwhile.
+func (r *reader) read(p []byte) (int, error) {
+	n, err := r.b.ReadAt(p, r.pos)
+	if n < len(p) {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // somebody cut the file
+		}
+		return 0, fmt.Errorf("read blob at byte %d: %w", r.pos, err)
+	}
+	r.b.mu.Lock()
+	age, err := r.b.age, r.b.ageErr
+	r.b.mu.Unlock()
+	if r.age != age {
+		return 0, fmt.Errorf("read blob at byte %d: %w", r.pos, err)
+	}
+	r.pos += int64(n)
+	return n, nil
+}
+
+// readable tells up to which byte the reader may go on now, at most n bytes.
+func (r *reader) readable(n int64) (to int64, changed <-chan struct{}, err error) {
 	b := r.b
+	end := min(r.end, r.pos+n)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -74,18 +95,18 @@ func (r *reader) readable() (to int64, changed <-chan struct{}, err error) {
 	case r.age != b.age:
 		return 0, nil, b.ageErr
 	case b.whole:
-		return r.end, b.changed, nil
+		return end, b.changed, nil
 	case b.err != nil:
 		return 0, nil, b.err
 	case r.hold, b.wrong:
 		return r.pos, b.changed, nil
 	}
 	to = r.pos
-	for i := b.geo.PieceAt(r.pos); to < r.end && b.have.Has(i); i++ {
+	for i := b.geo.PieceAt(r.pos); to < end && b.have.Has(i); i++ {
 		off, n := b.geo.Piece(i)
 		to = off + n
 	}
-	return min(to, r.end, max(r.pos, b.geo.Size-TailLength)), b.changed, nil
+	return min(to, end, max(r.pos, b.geo.Size-TailLength)), b.changed, nil
 }
 
 func (r *reader) Close() error {

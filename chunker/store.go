@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -45,15 +44,16 @@ type Store struct {
 	met  *metrics
 	lock *os.File
 
-	mu    sync.Mutex
-	blobs map[digest.Digest]*Blob
-	used  int64
-	clock uint64 // counts uses, for LRU
+	mu     sync.Mutex
+	closed bool
+	blobs  map[digest.Digest]*Blob
+	used   int64
+	clock  uint64 // counts uses, for LRU
 }
 
 // Open opens or makes a store. Only one process can have it open.
 func Open(o Options) (*Store, error) {
-	s := &Store{opt: o, met: newMetrics(o.Registerer), blobs: map[digest.Digest]*Blob{}}
+	s := &Store{opt: o, met: newMetrics(), blobs: map[digest.Digest]*Blob{}}
 	for _, dir := range []string{o.Dir, s.path("partial"), s.path("complete")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open piece store: %w", err)
@@ -68,7 +68,7 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("open piece store %s: another process uses it: %w", o.Dir, err)
 	}
 	s.lock = lock
-	if err := s.recover(); err != nil {
+	if err := errors.Join(s.recover(), s.met.register(o.Registerer)); err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("open piece store: %w", err)
 	}
@@ -76,10 +76,14 @@ func Open(o Options) (*Store, error) {
 }
 
 // Close gives the store to the next process. Blobs still pinned fail their
-// further writes.
+// further reads and writes with os.ErrClosed, and nothing is removed any more.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closed = true
+	for _, b := range s.blobs {
+		b.shut()
+	}
 	return s.lock.Close()
 }
 
@@ -103,88 +107,6 @@ func checkDigest(d digest.Digest) error {
 	return nil
 }
 
-// recover lists what an earlier process left and removes what is no part of a
-// store. Bytes are checked when a blob is first used.
-func (s *Store) recover() error {
-	whole, err := os.ReadDir(s.path("complete"))
-	if err != nil {
-		return err
-	}
-	for _, e := range whole {
-		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
-		info, err := e.Info()
-		if err != nil || d.Validate() != nil || !info.Mode().IsRegular() || info.Size() > MaxBlobSize {
-			s.junk(s.path("complete", e.Name()))
-			continue
-		}
-		b := newBlob(s, d, Geometry{Size: info.Size(), PieceLength: MinPieceLength})
-		if g, err := GeometryOf(info.Size()); err == nil {
-			b.geo = g
-		}
-		b.whole = true
-		s.insert(b)
-	}
-	partial, err := os.ReadDir(s.path("partial"))
-	if err != nil {
-		return err
-	}
-	for _, e := range partial {
-		enc, isSums := strings.CutSuffix(e.Name(), ".sums")
-		if data, ok := strings.CutSuffix(e.Name(), ".data"); ok {
-			if _, err := os.Lstat(s.path("partial", data+".sums")); err == nil {
-				continue // judged with its sums
-			}
-		}
-		d := digest.NewDigestFromEncoded(digest.SHA256, enc)
-		if !isSums || d.Validate() != nil || s.blobs[d] != nil || !s.adopt(d) {
-			s.junk(s.path("partial", e.Name()))
-			if isSums {
-				s.junk(s.path("partial", enc+".data"))
-			}
-		}
-	}
-	s.gauges()
-	return nil
-}
-
-// adopt takes a partial blob over if its files fit each other.
-func (s *Store) adopt(d digest.Digest) bool {
-	for _, p := range []string{s.sumsPath(d), s.dataPath(d)} {
-		if info, err := os.Lstat(p); err != nil || !info.Mode().IsRegular() {
-			return false
-		}
-	}
-	f, err := os.Open(s.sumsPath(d))
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	head := make([]byte, sumsHeader)
-	if _, err := f.ReadAt(head, 0); err != nil {
-		return false
-	}
-	g, err := decodeSumsHeader(head)
-	if err != nil {
-		return false
-	}
-	sums, err := f.Stat()
-	if err != nil || sums.Size() != sumsFileSize(g) {
-		return false
-	}
-	if data, err := os.Stat(s.dataPath(d)); err != nil || data.Size() != g.Size {
-		return false
-	}
-	s.insert(newBlob(s, d, g))
-	return true
-}
-
-func (s *Store) junk(path string) {
-	s.opt.Log.Info().Str("path", path).Msg("removing what does not belong into the piece store")
-	if err := os.RemoveAll(path); err != nil {
-		s.opt.Log.Warn().Err(err).Msg("cannot remove it")
-	}
-}
-
 func (s *Store) insert(b *Blob) {
 	s.blobs[b.digest] = b
 	s.used += b.geo.Size
@@ -197,7 +119,8 @@ func (s *Store) gauges() {
 
 // Acquire pins a blob, making it if it is not there: preallocated, so that a
 // lack of space is a *NoSpaceError here and now. A partial blob of an earlier
-// run keeps the pieces that still verify. The caller owes a Release.
+// run keeps the pieces that still verify; what cannot be used at all is made
+// anew. The caller owes a Release.
 func (s *Store) Acquire(d digest.Digest, size int64) (*Blob, error) {
 	if err := checkDigest(d); err != nil {
 		return nil, err
@@ -206,48 +129,85 @@ func (s *Store) Acquire(d digest.Digest, size int64) (*Blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	b := s.blobs[d]
-	var gone []*Blob
-	switch {
-	case b == nil:
-		if gone, err = s.makeRoom(size); err == nil {
-			b = newBlob(s, d, g)
-			s.insert(b)
+	for first := true; ; first = false {
+		b, fresh, err := s.take(d, g)
+		if err != nil {
+			return nil, err
 		}
-	case b.geo != g:
-		err = fmt.Errorf("blob %s has %d bytes here, asked for with %d", d, b.geo.Size, size)
-	}
-	if err == nil {
-		s.pin(b)
-	}
-	s.gauges()
-	s.mu.Unlock()
-	s.removed(gone)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.open(); err != nil {
-		s.Drop(d)
+		if err = b.open(); err == nil {
+			return b, nil
+		}
+		useless := unusable(err)
+		if fresh || useless {
+			s.Drop(d)
+		}
 		b.Release()
-		return nil, err
+		if fresh || !useless || !first {
+			return nil, err
+		}
+		s.opt.Log.Warn().Str("digest", d.String()).Err(err).Msg("blob of an earlier run is not usable, starting it anew")
 	}
-	return b, nil
+}
+
+// unusable says that err is about the blob's files themselves. Anything else,
+// such as too many open files, passes, and is no reason to lose a blob.
+func unusable(err error) bool {
+	var wrong *DigestError
+	var full *NoSpaceError
+	return errors.As(err, &wrong) || errors.As(err, &full) ||
+		errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ELOOP)
+}
+
+// take pins the blob in the store, or a fresh one for which it makes room.
+func (s *Store) take(d digest.Digest, g Geometry) (b *Blob, fresh bool, err error) {
+	s.mu.Lock()
+	var gone []*Blob
+	defer func() {
+		s.gauges()
+		s.mu.Unlock()
+		s.removed(gone)
+	}()
+	if s.closed {
+		return nil, false, errClosed
+	}
+	b = s.blobs[d]
+	if b != nil && b.geo != g {
+		if b.pins > 0 || b.Complete() {
+			return nil, false, fmt.Errorf("blob %s has %d bytes here, asked for with %d", d, b.geo.Size, g.Size)
+		}
+		// Nobody knows yet which size is true, and nobody holds on to the
+		// other one: a manifest that lies must not bar the blob for good.
+		b.dropped = true
+		s.collect(b)
+		b = nil
+	}
+	if b == nil {
+		if gone, err = s.makeRoom(g.Size); err != nil {
+			return nil, false, err
+		}
+		b, fresh = newBlob(s, d, g), true
+		s.insert(b)
+	}
+	b.dropped = false // it is wanted again
+	s.pin(b)
+	return b, fresh, nil
 }
 
 // Get pins a whole blob. The caller owes a Release if ok.
 func (s *Store) Get(d digest.Digest) (b *Blob, ok bool) {
 	s.mu.Lock()
 	b = s.blobs[d]
-	if b == nil || !b.Complete() {
+	if b == nil || s.closed || !b.Complete() {
 		s.mu.Unlock()
 		return nil, false
 	}
 	s.pin(b)
 	s.mu.Unlock()
 	if err := b.open(); err != nil {
-		s.opt.Log.Warn().Str("digest", d.String()).Err(err).Msg("whole blob of an earlier run is not usable, dropping it")
-		s.Drop(d)
+		s.opt.Log.Warn().Str("digest", d.String()).Err(err).Msg("whole blob of an earlier run is not usable")
+		if unusable(err) {
+			s.Drop(d)
+		}
 		b.Release()
 		return nil, false
 	}
@@ -276,7 +236,7 @@ func (s *Store) Drop(d digest.Digest) {
 // collect removes b from the store if it is dropped and unpinned. s.mu is
 // held.
 func (s *Store) collect(b *Blob) []*Blob {
-	if !b.dropped || b.pins > 0 || s.blobs[b.digest] != b {
+	if !b.dropped || b.pins > 0 || s.closed || s.blobs[b.digest] != b {
 		return nil
 	}
 	delete(s.blobs, b.digest)
@@ -325,8 +285,21 @@ func (s *Store) Usage() int64 {
 	return s.used
 }
 
-// makeRoom evicts until size more bytes fit. s.mu is held.
+// makeRoom evicts until size more bytes fit; nothing, if they never will. s.mu
+// is held.
 func (s *Store) makeRoom(size int64) (gone []*Blob, err error) {
+	limit, free, err := s.room()
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range s.blobs {
+		if b.pins == 0 {
+			free += b.geo.Size
+		}
+	}
+	if free < size {
+		return nil, &NoSpaceError{Need: size, Free: free, Limit: limit}
+	}
 	for {
 		limit, free, err := s.room()
 		if err != nil {
@@ -374,7 +347,7 @@ func (s *Store) victim() *Blob {
 }
 
 // PutBytes stores small whole content, verifying its digest. Storing what is
-// already whole here does nothing.
+// already whole here, or being fetched by somebody, does nothing.
 func (s *Store) PutBytes(d digest.Digest, p []byte) error {
 	if err := checkDigest(d); err != nil {
 		return err
@@ -390,38 +363,56 @@ func (s *Store) PutBytes(d digest.Digest, p []byte) error {
 		}
 	}
 	s.mu.Lock()
-	var gone []*Blob
-	err := func() error {
-		if b := s.blobs[d]; b != nil {
-			if b.Complete() || b.pins > 0 {
-				return nil
-			}
-			b.dropped = true
-			s.collect(b)
-		}
-		var err error
-		if gone, err = s.makeRoom(g.Size); err != nil {
-			return err
-		}
-		tmp := s.dataPath(d)
-		if err := os.WriteFile(tmp, p, 0o600); err != nil {
-			return errors.Join(fmt.Errorf("store content: %w", err), os.Remove(tmp))
-		}
-		if err := os.Rename(tmp, s.wholePath(d)); err != nil {
-			return fmt.Errorf("store content: %w", err)
-		}
-		b := newBlob(s, d, g)
-		b.whole, b.checked = true, true
-		s.clock++
-		b.used = s.clock
-		s.insert(b)
-		return nil
-	}()
+	stored, gone, err := s.put(d, g, p)
 	s.gauges()
 	s.mu.Unlock()
 	s.removed(gone)
-	if err == nil {
+	if stored {
 		s.changed(d, g.Size, true)
 	}
 	return err
+}
+
+// put stores verified content unless it is there, or being fetched. s.mu is
+// held.
+func (s *Store) put(d digest.Digest, g Geometry, p []byte) (stored bool, gone []*Blob, err error) {
+	if s.closed {
+		return false, nil, errClosed
+	}
+	if b := s.blobs[d]; b != nil {
+		if b.Complete() || b.pins > 0 {
+			return false, nil, nil
+		}
+		b.dropped = true
+		s.collect(b)
+	}
+	if gone, err = s.makeRoom(g.Size); err != nil {
+		return false, gone, err
+	}
+	if err := s.keep(d, p); err != nil {
+		return false, gone, fmt.Errorf("store content: %w", err)
+	}
+	b := newBlob(s, d, g)
+	b.whole, b.checked = true, true
+	s.clock++
+	b.used = s.clock
+	s.insert(b)
+	return true, gone, nil
+}
+
+// keep writes whole content to where it belongs, all of it or nothing.
+func (s *Store) keep(d digest.Digest, p []byte) error {
+	tmp := s.dataPath(d)
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(p)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(tmp, s.wholePath(d))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return nil
 }

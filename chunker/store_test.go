@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -235,78 +236,84 @@ func TestWrongBlobIsNeverFinished(t *testing.T) {
 }
 
 func TestRejectedPieceIsHashedAgain(t *testing.T) {
-	s := openStore(t, t.TempDir())
-	data, d := testBlob(3 * MinPieceLength)
-	b := acquire(t, s, d, len(data))
-	defer b.Release()
-	verified := make(chan error, 1)
-	bad := bytes.Clone(data)
-	bad[0] ^= 1
-	writePiece(t, b, bad, 0)
-	go func() { verified <- b.VerifyWhole(context.Background()) }()
-	time.Sleep(20 * time.Millisecond) // it may have hashed piece 0 by now
-	b.Reject(0)
-	if b.Has(0) || b.Prefix() != 0 {
-		t.Error("the rejected piece is still there")
-	}
-	for i := range 3 {
-		writePiece(t, b, data, i)
-	}
-	if err := <-verified; err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir())
+		data, d := testBlob(3 * MinPieceLength)
+		b := acquire(t, s, d, len(data))
+		defer b.Release()
+		verified := make(chan error, 1)
+		bad := bytes.Clone(data)
+		bad[0] ^= 1
+		writePiece(t, b, bad, 0)
+		go func() { verified <- b.VerifyWhole(context.Background()) }()
+		synctest.Wait() // it has hashed piece 0 by now
+		b.Reject(0)
+		if b.Has(0) || b.Prefix() != 0 {
+			t.Error("the rejected piece is still there")
+		}
+		for i := range 3 {
+			writePiece(t, b, data, i)
+		}
+		if err := <-verified; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestReaderWaitsForTheTail(t *testing.T) {
-	s := openStore(t, t.TempDir())
-	data, d := testBlob(2 * MinPieceLength)
-	b := acquire(t, s, d, len(data))
-	defer b.Release()
-	writePiece(t, b, data, 0)
-	writePiece(t, b, data, 1)
-	r := b.NewReader(context.Background(), 100, int64(len(data)), false)
-	defer r.Close()
-	p := make([]byte, len(data)-TailLength-100)
-	if _, err := io.ReadFull(r, p); err != nil || !bytes.Equal(p, data[100:len(data)-TailLength]) {
-		t.Fatalf("what is verified: %v", err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-	defer cancel()
-	tail := b.NewReader(ctx, int64(len(data))-10, 10, false)
-	defer tail.Close()
-	if n, err := tail.Read(make([]byte, 10)); n != 0 || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("got %d bytes of the tail, %v", n, err)
-	}
-	if err := b.VerifyWhole(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if rest, err := io.ReadAll(r); err != nil || !bytes.Equal(rest, data[len(data)-TailLength:]) {
-		t.Errorf("tail: %d bytes, %v", len(rest), err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir())
+		data, d := testBlob(2 * MinPieceLength)
+		b := acquire(t, s, d, len(data))
+		defer b.Release()
+		writePiece(t, b, data, 0)
+		writePiece(t, b, data, 1)
+		r := b.NewReader(context.Background(), 100, int64(len(data)), false)
+		defer r.Close()
+		p := make([]byte, len(data)-TailLength-100)
+		if _, err := io.ReadFull(r, p); err != nil || !bytes.Equal(p, data[100:len(data)-TailLength]) {
+			t.Fatalf("what is verified: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		defer cancel()
+		tail := b.NewReader(ctx, int64(len(data))-10, 10, false)
+		defer tail.Close()
+		if n, err := tail.Read(make([]byte, 10)); n != 0 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %d bytes of the tail, %v", n, err)
+		}
+		if err := b.VerifyWhole(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if rest, err := io.ReadAll(r); err != nil || !bytes.Equal(rest, data[len(data)-TailLength:]) {
+			t.Errorf("tail: %d bytes, %v", len(rest), err)
+		}
+	})
 }
 
 func TestFailReachesReadersAndIsForgotten(t *testing.T) {
-	s := openStore(t, t.TempDir())
-	data, d := testBlob(2 * MinPieceLength)
-	b := acquire(t, s, d, len(data))
-	writePiece(t, b, data, 0)
-	boom := errors.New("boom")
-	r := b.NewReader(context.Background(), MinPieceLength, 10, false)
-	time.AfterFunc(5*time.Millisecond, func() { b.Fail(boom) })
-	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, boom) {
-		t.Errorf("reader got %v", err)
-	}
-	r.Close()
-	b.Release()
-	b = acquire(t, s, d, len(data))
-	defer b.Release()
-	if !b.Has(0) {
-		t.Error("the piece that was there is lost")
-	}
-	writePiece(t, b, data, 1)
-	if err := b.VerifyWhole(context.Background()); err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir())
+		data, d := testBlob(2 * MinPieceLength)
+		b := acquire(t, s, d, len(data))
+		writePiece(t, b, data, 0)
+		boom := errors.New("boom")
+		r := b.NewReader(context.Background(), MinPieceLength, 10, false)
+		time.AfterFunc(5*time.Millisecond, func() { b.Fail(boom) })
+		if _, err := r.Read(make([]byte, 1)); !errors.Is(err, boom) {
+			t.Errorf("reader got %v", err)
+		}
+		r.Close()
+		b.Release()
+		b = acquire(t, s, d, len(data))
+		defer b.Release()
+		if !b.Has(0) {
+			t.Error("the piece that was there is lost")
+		}
+		writePiece(t, b, data, 1)
+		if err := b.VerifyWhole(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestRestart(t *testing.T) {
@@ -480,93 +487,5 @@ func TestHostileDigests(t *testing.T) {
 		if _, ok := s.Get(d); ok {
 			t.Errorf("Get(%q) found something", d)
 		}
-	}
-}
-
-// TestConcurrentWriters lets chunks, whole pieces, verification and readers
-// race for the same pieces.
-func TestConcurrentWriters(t *testing.T) {
-	s := openStore(t, t.TempDir())
-	data, d := testBlob(16*MinPieceLength + 77)
-	b := acquire(t, s, d, len(data))
-	defer b.Release()
-	g := b.Geometry()
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := b.VerifyWhole(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	for range 3 {
-		wg.Go(func() {
-			r := b.NewReader(context.Background(), 0, int64(len(data)), false)
-			defer r.Close()
-			if p, err := io.ReadAll(r); err != nil || !bytes.Equal(p, data) {
-				t.Errorf("reader: %d bytes, %v", len(p), err)
-			}
-		})
-	}
-	for w := range 4 {
-		wg.Go(func() {
-			r := rand.New(rand.NewPCG(uint64(w), 2))
-			for _, i := range r.Perm(g.NumPieces()) {
-				off, n := g.Piece(i)
-				if w%2 == 0 {
-					if _, err := b.WritePiece(i, data[off:off+n]); err != nil {
-						t.Error(err)
-					}
-					continue
-				}
-				junk := make([]byte, min(n, ChunkLength))
-				if _, err := b.WriteAt(junk, off); err != nil {
-					t.Error(err)
-				}
-				if err := b.Expect(i, SumOf(data[off:off+n])); err != nil {
-					t.Error(err)
-				}
-				if _, err := b.Verify(i); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
-func BenchmarkWritePiece(b *testing.B) {
-	data, d := testBlob(1 << 30 >> 3)
-	s := openStore(b, b.TempDir())
-	b.SetBytes(int64(len(data)))
-	for b.Loop() {
-		blob := acquire(b, s, d, len(data))
-		for i := range blob.Geometry().NumPieces() {
-			writePiece(b, blob, data, i)
-		}
-		s.Drop(d)
-		blob.Release()
-	}
-}
-
-func BenchmarkVerifyWholeAndRead(b *testing.B) {
-	data, d := testBlob(1 << 30 >> 3)
-	s := openStore(b, b.TempDir())
-	b.SetBytes(int64(len(data)))
-	for b.Loop() {
-		b.StopTimer()
-		blob := acquire(b, s, d, len(data))
-		for i := range blob.Geometry().NumPieces() {
-			writePiece(b, blob, data, i)
-		}
-		b.StartTimer()
-		if err := blob.VerifyWhole(context.Background()); err != nil {
-			b.Fatal(err)
-		}
-		r := blob.NewReader(context.Background(), 0, int64(len(data)), false)
-		if _, err := io.Copy(io.Discard, r); err != nil {
-			b.Fatal(err)
-		}
-		r.Close()
-		s.Drop(d)
-		blob.Release()
 	}
 }

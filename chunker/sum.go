@@ -23,8 +23,10 @@ func (s *Sum) UnmarshalText(p []byte) error {
 	if len(p) != 2*len(s) {
 		return fmt.Errorf("piece sum of %d characters, want %d", len(p), 2*len(s))
 	}
-	if _, err := hex.Decode(s[:], p); err != nil {
+	var got Sum
+	if _, err := hex.Decode(got[:], p); err != nil {
 		return fmt.Errorf("piece sum: %w", err)
 	}
+	*s = got
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"os"
 )
 
 // The sums file: an 8 byte magic, the blob's size as 8 bytes big endian, then
@@ -54,6 +55,21 @@ func decodeSums(p []byte) (Geometry, Bitfield, []Sum, error) {
 		}
 	}
 	return g, have, sums, nil
+}
+
+// clearSums makes f the sums file of a blob without a piece. Until it is done,
+// f does not decode, and a crash leaves nothing to believe.
+func clearSums(f *os.File, g Geometry) error {
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("write sums: %w", err)
+	}
+	if _, err := f.WriteAt(encodeSumsHeader(g.Size), 0); err != nil {
+		return fmt.Errorf("write sums: %w", err)
+	}
+	if err := f.Truncate(sumsFileSize(g)); err != nil {
+		return fmt.Errorf("write sums: %w", err)
+	}
+	return nil
 }
 
 func encodeSum(s Sum) []byte { return append([]byte{1}, s[:]...) }

@@ -20,9 +20,10 @@ func (b *Blob) Expect(i int, s Sum) error {
 }
 
 func (b *Blob) expect(i int, s Sum) error {
+	if err := b.checkPiece(i); err != nil {
+		return fmt.Errorf("expect sum: %w", err)
+	}
 	switch {
-	case i < 0 || i >= b.geo.NumPieces():
-		return fmt.Errorf("sum of piece %d: blob has %d", i, b.geo.NumPieces())
 	case b.known.Has(i) && b.sums[i] != s:
 		return &ConflictError{Piece: i, Have: b.sums[i], Got: s}
 	case b.known.Len() == 0:
@@ -36,6 +37,9 @@ func (b *Blob) expect(i int, s Sum) error {
 // Verify hashes piece i as it is on disk. True means that it matches its
 // expected sum and is complete now. Without an expected sum it is false.
 func (b *Blob) Verify(i int) (bool, error) {
+	if err := b.checkPiece(i); err != nil {
+		return false, fmt.Errorf("verify: %w", err)
+	}
 	m := &b.pieceMu[i%stripes]
 	m.Lock()
 	defer m.Unlock()
@@ -64,24 +68,49 @@ func (b *Blob) Verify(i int) (bool, error) {
 	return true, b.complete(i, want)
 }
 
-// complete records a verified piece: first on disk, then for readers.
+// complete records a verified piece: first on disk, then for readers. The
+// piece's lock is held, so that the record and the state in memory cannot fall
+// apart; b.mu is not while the disk is busy, or Has would wait for it.
 func (b *Blob) complete(i int, s Sum) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.whole {
+	whole, sums := b.whole, b.sumsF
+	b.mu.Unlock()
+	if whole {
 		return nil
 	}
-	if b.sumsF == nil {
+	if sums == nil {
 		return fmt.Errorf("blob %s: %w", b.digest, os.ErrClosed)
 	}
-	if _, err := b.sumsF.WriteAt(encodeSum(s), sumOffset(i)); err != nil {
+	if _, err := sums.WriteAt(encodeSum(s), sumOffset(i)); err != nil {
 		return fmt.Errorf("record piece %d: %w", i, err)
 	}
-	b.s.met.verified.Inc()
-	b.have.Set(i)
-	b.advance()
-	b.broadcast()
-	return nil
+	b.mu.Lock()
+	err := b.expect(i, s)
+	if err == nil {
+		b.s.met.verified.Inc()
+		b.have.Set(i)
+		b.advance()
+		b.broadcast()
+	}
+	b.mu.Unlock()
+	if err != nil { // another sum was published while the piece was written
+		b.s.met.failed.Inc()
+		b.unrecord(i)
+	}
+	return err
+}
+
+// unrecord makes an earlier record void for the next run.
+func (b *Blob) unrecord(i int) {
+	b.mu.Lock()
+	sums := b.sumsF
+	b.mu.Unlock()
+	if sums == nil {
+		return
+	}
+	if _, err := sums.WriteAt([]byte{0}, sumOffset(i)); err != nil {
+		b.s.opt.Log.Warn().Err(err).Int("piece", i).Msg("cannot record a rejected piece")
+	}
 }
 
 func (b *Blob) advance() {
@@ -98,18 +127,26 @@ func (b *Blob) broadcast() {
 // Reject forgets piece i, its bytes and its sum, and fails the readers of
 // today, who may have passed it on. Nothing happens if the blob is whole.
 func (b *Blob) Reject(i int) {
+	if b.checkPiece(i) != nil {
+		return
+	}
 	m := &b.pieceMu[i%stripes]
 	m.Lock()
 	defer m.Unlock()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.whole || i < 0 || i >= b.have.Len() {
+	if b.Complete() {
 		return
 	}
+	b.unrecord(i)
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.have.Has(i) {
 		b.outdate(fmt.Errorf("piece %d was withdrawn: %w", i, ErrAborted))
 	}
-	b.forget(i)
+	if i < b.have.Len() {
+		b.have.Clear(i)
+		b.known.Clear(i)
+	}
+	b.next = min(b.next, i)
 	b.resets++
 	b.broadcast()
 }
@@ -120,13 +157,14 @@ func (b *Blob) outdate(err error) {
 	b.ageErr = err
 }
 
-func (b *Blob) forget(i int) {
-	b.have.Clear(i)
-	b.known.Clear(i)
-	b.next = min(b.next, i)
-	if b.sumsF != nil {
-		if _, err := b.sumsF.WriteAt([]byte{0}, sumOffset(i)); err != nil {
-			b.s.opt.Log.Warn().Err(err).Int("piece", i).Msg("cannot record a rejected piece")
+// lockPieces keeps all pieces as they are until unlock is called.
+func (b *Blob) lockPieces() (unlock func()) {
+	for i := range b.pieceMu {
+		b.pieceMu[i].Lock()
+	}
+	return func() {
+		for i := range b.pieceMu {
+			b.pieceMu[i].Unlock()
 		}
 	}
 }
@@ -134,21 +172,25 @@ func (b *Blob) forget(i int) {
 // Discard forgets all pieces and sums and a failure: the blob starts afresh,
 // for new readers. Nothing happens if it is whole.
 func (b *Blob) Discard() {
-	for i := range b.pieceMu {
-		b.pieceMu[i].Lock()
-		defer b.pieceMu[i].Unlock()
+	defer b.lockPieces()()
+	b.mu.Lock()
+	whole, sums := b.whole, b.sumsF
+	b.mu.Unlock()
+	if whole {
+		return
+	}
+	if sums != nil {
+		if err := clearSums(sums, b.geo); err != nil {
+			b.s.opt.Log.Warn().Err(err).Str("digest", b.digest.String()).Msg("cannot record that a blob was discarded")
+		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.whole {
-		return
-	}
 	if b.have.Count() > 0 && !b.wrong {
 		b.outdate(ErrAborted)
 	}
-	for i := range b.geo.NumPieces() {
-		b.forget(i)
-	}
+	n := b.have.Len()
+	b.have, b.known, b.next = NewBitfield(n), NewBitfield(n), 0
 	b.err, b.wrong = nil, false
 	b.resets++
 	b.broadcast()
@@ -204,11 +246,14 @@ func (b *Blob) VerifyWhole(ctx context.Context) error {
 			done += n
 			continue
 		case done == b.geo.Size:
-			got := digest.NewDigest(digest.SHA256, h)
-			if again, err := b.settle(got, resets); err != nil || !again {
-				return err
+			again, err := b.settle(digest.NewDigest(digest.SHA256, h), resets)
+			if again {
+				continue
 			}
-			continue
+			if err == nil {
+				b.s.changed(b.digest, b.geo.Size, true)
+			}
+			return err
 		}
 		select {
 		case <-changed:
@@ -217,33 +262,43 @@ func (b *Blob) VerifyWhole(ctx context.Context) error {
 	}
 }
 
-// settle ends the blob's time as a partial one. again is true when a piece was
-// rejected at the last moment.
+// settle ends the blob's time as a partial one. again is true when something
+// happened at the last moment: a piece was rejected, or the blob is settled.
 func (b *Blob) settle(got digest.Digest, resets int) (again bool, err error) {
+	// Nothing can be rejected or discarded now.
+	defer b.lockPieces()()
 	b.mu.Lock()
-	if b.resets != resets {
-		b.mu.Unlock()
+	again, sums := b.whole || b.resets != resets, b.sumsF
+	b.mu.Unlock()
+	switch {
+	case again:
 		return true, nil
-	}
-	if got != b.digest {
+	case sums == nil:
+		return false, fmt.Errorf("blob %s: %w", b.digest, os.ErrClosed)
+	case got != b.digest:
+		// The sums vouch for wrong bytes: without a header, no later run takes
+		// them for good, should this one die before Discard.
+		if err := sums.Truncate(0); err != nil {
+			b.s.opt.Log.Warn().Err(err).Str("digest", b.digest.String()).Msg("cannot record that a blob is wrong")
+		}
 		err := &DigestError{Want: b.digest, Got: got}
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		b.outdate(err)
 		b.wrong = true
 		b.broadcast()
-		b.mu.Unlock()
 		return false, err
 	}
 	if err := os.Rename(b.s.dataPath(b.digest), b.s.wholePath(b.digest)); err != nil {
-		b.mu.Unlock()
 		return false, fmt.Errorf("keep whole blob: %w", err)
 	}
 	if err := os.Remove(b.s.sumsPath(b.digest)); err != nil {
 		b.s.opt.Log.Warn().Err(err).Msg("cannot remove the sums of a whole blob")
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.whole, b.checked, b.err = true, true, nil
 	b.broadcast()
-	b.mu.Unlock()
-	b.s.changed(b.digest, b.geo.Size, true)
 	return false, nil
 }
 
