@@ -1,13 +1,19 @@
 package engine
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"errors"
+
+	"github.com/anacrolix/torrent"
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 type metrics struct {
-	torrents, peers        prometheus.Gauge
-	received, sent, wasted prometheus.Counter
+	torrents, peers prometheus.Gauge
+	bad             prometheus.Counter
+	cut             *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
+func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
 	m := &metrics{
 		torrents: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_wire_torrents",
@@ -17,21 +23,42 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "shoal_wire_peers",
 			Help: "Connections on which this node trades pieces now; a node counts once per blob.",
 		}),
-		received: prometheus.NewCounter(prometheus.CounterOpts{
+		bad: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_wire_bad_pieces_total",
+			Help: "Pieces from other pullers that were discarded because they did not verify.",
+		}),
+		cut: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_wire_cut_peers_total",
+			Help: "Connections ended because the peer sent wrong bytes (lied), owed an answer (silent) or broke the protocol (protocol).",
+		}, []string{"reason"}),
+	}
+	for _, reason := range []string{"lied", "silent", "protocol"} {
+		m.cut.WithLabelValues(reason)
+	}
+	if r == nil {
+		return m, nil
+	}
+	// The library counts bytes; its accounts are atomics, cheap to read.
+	stat := func(f func(torrent.ConnStats) int64) func() float64 {
+		return func() float64 { return float64(f(e.cl.ConnStats())) }
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{
+		m.torrents, m.peers, m.bad, m.cut,
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "shoal_wire_received_bytes_total",
 			Help: "Bytes of pieces received from other pullers and of use.",
-		}),
-		sent: prometheus.NewCounter(prometheus.CounterOpts{
+		}, stat(func(s torrent.ConnStats) int64 { return s.BytesReadUsefulData.Int64() })),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "shoal_wire_sent_bytes_total",
-			Help: "Bytes of pieces sent to other pullers, counted when a blob is no longer traded.",
-		}),
-		wasted: prometheus.NewCounter(prometheus.CounterOpts{
+			Help: "Bytes of pieces sent to other pullers.",
+		}, stat(func(s torrent.ConnStats) int64 { return s.BytesWrittenData.Int64() })),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "shoal_wire_wasted_bytes_total",
-			Help: "Bytes of pieces received twice or unasked, counted when a blob is no longer traded.",
-		}),
+			Help: "Bytes of pieces received twice or too late.",
+		}, stat(func(s torrent.ConnStats) int64 { return s.BytesReadData.Int64() - s.BytesReadUsefulData.Int64() })),
+	} {
+		errs = append(errs, r.Register(c))
 	}
-	if r != nil {
-		r.MustRegister(m.torrents, m.peers, m.received, m.sent, m.wasted)
-	}
-	return m
+	return m, errors.Join(errs...)
 }

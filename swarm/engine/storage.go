@@ -2,10 +2,25 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"github.com/anacrolix/torrent/metainfo"
 	"github.com/anacrolix/torrent/storage"
 )
+
+var (
+	errDropped  = errors.New("torrent dropped")
+	errMismatch = errors.New("piece does not match its published sum")
+	errNoSum    = errors.New("sum of the piece is not known")
+)
+
+// noStorage refuses torrents that bring no storage of their own; there are
+// none.
+type noStorage struct{}
+
+func (noStorage) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
+	return storage.TorrentImpl{}, errors.New("torrent without storage")
+}
 
 // blobStorage lets the library read and write a chunker.Blob.
 type blobStorage struct{ t *Torrent }
@@ -20,17 +35,31 @@ func (s blobStorage) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash)
 	}, nil
 }
 
-// piece is one piece of a blob as the library sees it.
+// piece is one piece of a blob as the library sees it. Its data is not touched
+// any more once the torrent is dropped, though the library may still try.
 type piece struct {
 	t   *Torrent
 	i   int
 	off int64
 }
 
-func (p piece) ReadAt(b []byte, off int64) (int, error)  { return p.t.blob.ReadAt(b, p.off+off) }
-func (p piece) WriteAt(b []byte, off int64) (int, error) { return p.t.blob.WriteAt(b, p.off+off) }
+func (p piece) ReadAt(b []byte, off int64) (int, error) {
+	if !p.t.enter() {
+		return 0, errDropped
+	}
+	defer p.t.leave()
+	return p.t.blob.ReadAt(b, p.off+off)
+}
 
-// Completion answers from memory.
+func (p piece) WriteAt(b []byte, off int64) (int, error) {
+	if !p.t.enter() {
+		return 0, errDropped
+	}
+	defer p.t.leave()
+	return p.t.blob.WriteAt(b, p.off+off)
+}
+
+// Completion answers from memory: the library asks with its lock held.
 func (p piece) Completion() storage.Completion {
 	return storage.Completion{Ok: true, Complete: p.t.blob.Has(p.i)}
 }
@@ -42,30 +71,36 @@ func (p piece) MarkComplete() error { return nil }
 func (p piece) MarkNotComplete() error { return nil }
 
 // SelfHash verifies the piece against its published sum and, if it matches,
-// answers with the hash that the info dictionary promises. It blocks one of
-// the process's few hashing goroutines, so it only reads and hashes.
+// answers with the hash that the info dictionary promises.
+//
+// It blocks one of the few hashing goroutines that all torrents share, and
+// holds the torrent's storage lock, for which another may be waiting with the
+// client lock held: so it reads and hashes, and leaves the rest to the
+// torrent's own goroutine. A mismatch is an error and not another hash, since
+// for that the library would ban the sender's IP address, and panic if there
+// is none.
 func (p piece) SelfHash() (metainfo.Hash, error) {
+	if !p.t.enter() {
+		return metainfo.Hash{}, errDropped
+	}
+	defer p.t.leave()
 	had := p.t.blob.Has(p.i)
 	ok, err := p.t.blob.Verify(p.i)
-	if err != nil {
-		return metainfo.Hash{}, err
+	switch _, known := p.t.blob.Sum(p.i); {
+	case err != nil:
+		p.t.judge(p.i, broken)
+	case ok:
+		if !had {
+			p.t.judge(p.i, good)
+		}
+		return p.t.id.Placeholder(p.i), nil
+	case !known:
+		// The piece was withdrawn while it was under way.
+		p.t.judge(p.i, moot)
+		err = errNoSum
+	default:
+		p.t.judge(p.i, wrong)
+		err = errMismatch
 	}
-	peers, bad := p.t.judged(p.i, ok)
-	switch {
-	case ok && !had && p.t.ev.PieceDone != nil:
-		p.t.ev.PieceDone(p.i)
-	case bad:
-		// A new goroutine, since the library may hold its lock by the time
-		// that the priority can be set.
-		go func() {
-			p.t.Unwant(p.i)
-			if p.t.ev.PieceBad != nil {
-				p.t.ev.PieceBad(p.i, peers)
-			}
-		}()
-	}
-	if !ok {
-		return metainfo.Hash{}, nil // anything but the placeholder
-	}
-	return p.t.id.Placeholder(p.i), nil
+	return metainfo.Hash{}, err
 }

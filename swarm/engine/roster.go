@@ -1,0 +1,171 @@
+package engine
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/anacrolix/torrent"
+)
+
+const (
+	// dialGrace is how long the node with the lower peer id waits for the
+	// other one to dial.
+	dialGrace = 250 * time.Millisecond
+	// dialRetryMin is the time between the first attempts, doubling up to
+	// dialRetryMax. The other side often needs a moment before it knows the
+	// blob; later on, who does not answer is gone.
+	dialRetryMin = 100 * time.Millisecond
+	dialRetryMax = 5 * time.Second
+	// maxDials is how often a peer is dialled in vain: within 16 s.
+	maxDials = 8
+	// cutMin is how long a node that sent wrong bytes is left out of the
+	// blob's swarm the first time, doubling up to cutMax.
+	cutMin = 10 * time.Second
+	cutMax = 5 * time.Minute
+)
+
+// roster decides whom to dial and when, for one torrent. It is not safe for
+// concurrent use.
+type roster struct {
+	self  torrent.PeerID
+	peers map[torrent.PeerID]*acquaintance
+}
+
+// acquaintance is what is known of a peer.
+type acquaintance struct {
+	name  string // empty: it has not said
+	addr  string // empty: it came by itself
+	conns int
+	tries int       // attempts since it last traded with us for a while
+	met   time.Time // since when it trades with us; zero: it does not
+	next  time.Time // when to dial; zero: not at all
+	cuts  int
+	until time.Time // left out until then
+}
+
+func newRoster(self torrent.PeerID) *roster {
+	return &roster{self: self, peers: map[torrent.PeerID]*acquaintance{}}
+}
+
+func (r *roster) get(id torrent.PeerID) *acquaintance {
+	a := r.peers[id]
+	if a == nil {
+		a = &acquaintance{}
+		r.peers[id] = a
+	}
+	return a
+}
+
+// add takes in a peer that somebody named.
+func (r *roster) add(p Peer, now time.Time) {
+	id := peerID(p.ID)
+	if id == r.self || p.Addr == "" {
+		return
+	}
+	a := r.get(id)
+	moved := a.addr != p.Addr
+	a.name, a.addr = p.ID, p.Addr
+	if a.conns > 0 || !a.next.IsZero() && !moved {
+		return // connected, or about to be
+	}
+	a.tries = 0
+	a.next = later(now, a.until)
+	if string(r.self[:]) < string(id[:]) {
+		a.next = later(now.Add(dialGrace), a.until)
+	}
+}
+
+// due returns the addresses to dial now.
+func (r *roster) due(now time.Time) (addrs []string) {
+	for _, a := range r.peers {
+		if a.next.IsZero() || a.next.After(now) {
+			continue
+		}
+		if a.tries >= maxDials {
+			a.next = time.Time{}
+			continue
+		}
+		addrs = append(addrs, a.addr)
+		a.tries++
+		a.next = now.Add(backoff(a.tries))
+	}
+	return addrs
+}
+
+// backoff is how long to wait after a number of attempts.
+func backoff(tries int) time.Duration {
+	return min(dialRetryMin<<max(tries-1, 0), dialRetryMax)
+}
+
+// wake is when due has something to say; zero: never.
+func (r *roster) wake() (at time.Time) {
+	for _, a := range r.peers {
+		if !a.next.IsZero() && (at.IsZero() || a.next.Before(at)) {
+			at = a.next
+		}
+	}
+	return at
+}
+
+// connected notes a connection, and says whether the peer is welcome. It may
+// still turn out that the peer does not trade this blob.
+func (r *roster) connected(id torrent.PeerID, now time.Time) bool {
+	a := r.get(id)
+	a.conns++
+	a.next = time.Time{}
+	return !now.Before(a.until)
+}
+
+// trades notes that a connected peer does trade this blob.
+func (r *roster) trades(id torrent.PeerID, now time.Time) { r.get(id).met = now }
+
+// gone notes the end of a connection. One that did not last counts as a
+// failed attempt: the peer leaves us out, or has lost the blob.
+func (r *roster) gone(id torrent.PeerID, now time.Time) {
+	a := r.get(id)
+	a.conns--
+	if a.conns > 0 {
+		return
+	}
+	if !a.met.IsZero() && now.Sub(a.met) >= dialRetryMax {
+		a.tries = 0
+	}
+	a.met = time.Time{}
+	switch {
+	case a.addr != "":
+		a.next = later(now.Add(backoff(a.tries)), a.until)
+	case !now.Before(a.until):
+		delete(r.peers, id)
+	}
+}
+
+// cut leaves a peer out for a while, if it is not already.
+func (r *roster) cut(id torrent.PeerID, now time.Time) {
+	a := r.get(id)
+	if now.Before(a.until) {
+		return
+	}
+	a.until = now.Add(min(cutMin<<min(a.cuts, 8), cutMax))
+	a.cuts++
+	if !a.next.IsZero() {
+		a.next = later(a.next, a.until)
+	}
+}
+
+// introduce notes the name that a peer gave itself.
+func (r *roster) introduce(id torrent.PeerID, name string) { r.get(id).name = name }
+
+// name is how to call a peer.
+func (r *roster) name(id torrent.PeerID) string {
+	if a := r.peers[id]; a != nil && a.name != "" {
+		return a.name
+	}
+	return fmt.Sprintf("unknown %x", id[8:])
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

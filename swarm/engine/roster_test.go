@@ -1,0 +1,176 @@
+package engine
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// orderedNames returns two node names, the one with the higher peer id first.
+func orderedNames() (high, low string) {
+	high, low = "a", "b"
+	x, y := peerID(high), peerID(low)
+	if string(x[:]) < string(y[:]) {
+		high, low = low, high
+	}
+	return high, low
+}
+
+func TestRosterHigherIDDials(t *testing.T) {
+	high, low := orderedNames()
+	now := time.Unix(1000, 0)
+	r := newRoster(peerID(high))
+	r.add(Peer{low, "low:1"}, now)
+	if diff := cmp.Diff([]string{"low:1"}, r.due(now)); diff != "" {
+		t.Errorf("higher: %s", diff)
+	}
+	r = newRoster(peerID(low))
+	r.add(Peer{high, "high:1"}, now)
+	if got := r.due(now); got != nil {
+		t.Errorf("the lower one dials at once: %v", got)
+	}
+	if got := r.wake(); !got.Equal(now.Add(dialGrace)) {
+		t.Errorf("wakes at %v", got)
+	}
+	if diff := cmp.Diff([]string{"high:1"}, r.due(now.Add(dialGrace))); diff != "" {
+		t.Errorf("lower, after a while: %s", diff)
+	}
+}
+
+func TestRosterIgnoresNonsense(t *testing.T) {
+	r := newRoster(peerID("me"))
+	r.add(Peer{"me", "me:1"}, time.Now())
+	r.add(Peer{"x", ""}, time.Now())
+	if len(r.peers) != 0 {
+		t.Errorf("%d peers", len(r.peers))
+	}
+}
+
+// TestRosterGivesUp dials with back-off, then forgets, until the peer is named
+// again.
+func TestRosterGivesUp(t *testing.T) {
+	high, low := orderedNames()
+	start := time.Unix(1000, 0)
+	r := newRoster(peerID(high))
+	r.add(Peer{low, "x:1"}, start)
+	var at []time.Duration
+	for !r.wake().IsZero() {
+		now := r.wake()
+		if r.due(now) != nil {
+			at = append(at, now.Sub(start))
+			// Naming it again changes nothing.
+			r.add(Peer{low, "x:1"}, now)
+			// Somebody answers who does not know the blob, or does not
+			// want us.
+			r.connected(peerID(low), now)
+			if len(at)%2 == 0 {
+				r.trades(peerID(low), now)
+			}
+			r.gone(peerID(low), now)
+		}
+	}
+	const ms = time.Millisecond
+	if diff := cmp.Diff([]time.Duration{0, 100 * ms, 300 * ms, 700 * ms, 1500 * ms, 3100 * ms, 6300 * ms, 11300 * ms}, at); diff != "" {
+		t.Error(diff)
+	}
+	r.add(Peer{low, "x:1"}, start)
+	if diff := cmp.Diff([]string{"x:1"}, r.due(start)); diff != "" {
+		t.Errorf("named again: %s", diff)
+	}
+}
+
+func TestRosterReconnects(t *testing.T) {
+	high, low := orderedNames()
+	now := time.Unix(1000, 0)
+	r := newRoster(peerID(high))
+	r.add(Peer{low, "x:1"}, now)
+	r.due(now)
+	if !r.connected(peerID(low), now) {
+		t.Error("not welcome")
+	}
+	r.trades(peerID(low), now)
+	r.add(Peer{low, "x:1"}, now)
+	if !r.wake().IsZero() {
+		t.Error("dials a connected peer")
+	}
+	r.peers[peerID(low)].tries = 5
+	now = now.Add(time.Minute)
+	r.gone(peerID(low), now)
+	if got := r.wake(); !got.Equal(now.Add(dialRetryMin)) {
+		t.Errorf("wakes at %v", got)
+	}
+	// It came back under another address.
+	r.add(Peer{low, "x:2"}, now)
+	if diff := cmp.Diff([]string{"x:2"}, r.due(now)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestRosterLeavesOut(t *testing.T) {
+	high, low := orderedNames()
+	now := time.Unix(1000, 0)
+	r := newRoster(peerID(high))
+	r.add(Peer{low, "x:1"}, now)
+	r.connected(peerID(low), now)
+	r.cut(peerID(low), now)
+	r.cut(peerID(low), now) // the same lie seen twice
+	r.gone(peerID(low), now)
+	if got := r.wake(); !got.Equal(now.Add(cutMin)) {
+		t.Errorf("dials it at %v", got)
+	}
+	if r.connected(peerID(low), now.Add(cutMin-1)) {
+		t.Error("let in")
+	}
+	r.gone(peerID(low), now.Add(cutMin-1))
+	now = now.Add(cutMin)
+	if !r.connected(peerID(low), now) {
+		t.Error("not let in after its time")
+	}
+	for range 20 {
+		r.cut(peerID(low), now)
+		now = r.peers[peerID(low)].until
+	}
+	if got := r.peers[peerID(low)]; !r.connected(peerID(low), got.until) {
+		t.Error("out for good")
+	}
+	r.cut(peerID(low), now)
+	if got := r.peers[peerID(low)].until.Sub(now); got != cutMax {
+		t.Errorf("out for %v", got)
+	}
+}
+
+// TestRosterForgetsStrangers: a peer that nobody named is forgotten when it is
+// gone, but for how long it is left out.
+func TestRosterForgetsStrangers(t *testing.T) {
+	now := time.Unix(1000, 0)
+	r := newRoster(peerID("me"))
+	id := peerID("stranger")
+	r.connected(id, now)
+	if got := r.name(id); got != "unknown "+hexOf(id[8:]) {
+		t.Errorf("called %q", got)
+	}
+	r.introduce(id, "stranger")
+	if got := r.name(id); got != "stranger" {
+		t.Errorf("called %q", got)
+	}
+	r.gone(id, now)
+	if len(r.peers) != 0 {
+		t.Error("still known")
+	}
+	r.connected(id, now)
+	r.cut(id, now)
+	r.gone(id, now)
+	if len(r.peers) != 1 {
+		t.Error("forgotten though left out")
+	}
+}
+
+func hexOf(p []byte) string {
+	const digits = "0123456789abcdef"
+	var s []byte
+	for _, b := range p {
+		s = append(s, digits[b>>4], digits[b&15])
+	}
+	return string(s)
+}
