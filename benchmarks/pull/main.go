@@ -119,6 +119,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
+	// Each node holds the image twice for a while, in Shoal's cache and in
+	// containerd's store, and the registry holds it, too.
+	log.Info().Msg("touching the memory that the pulls will use")
+	ballast, err := lab.NewBallast(ctx, o.size*int64(2*o.nodes+2))
+	if err != nil {
+		return err
+	}
+	defer ballast.Close()
 	b := bench{lab: l, options: o}
 	for round := range o.rounds {
 		for _, m := range o.modes {

@@ -1,0 +1,77 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestBallast: one page of each block stays, and nothing after Close.
+func TestBallast(t *testing.T) {
+	const n = 64 << 20
+	before := resident(t)
+	b, err := NewBallast(context.Background(), n+1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b.mem) == 0 {
+		t.Fatal("less than 2 GiB of memory are free")
+	}
+	page := unix.Getpagesize()
+	in := make([]byte, n/page)
+	if err := mincore(b.mem, in); err != nil {
+		t.Fatal(err)
+	}
+	for i, v := range in {
+		if want := i%(ballastStride/page) == 0; v&1 == 1 != want {
+			t.Fatalf("page %d is in memory: %v", i, !want)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+	if grown := resident(t) - before; grown > n/2 {
+		t.Errorf("%d bytes more in memory", grown)
+	}
+}
+
+func TestBallastStops(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := NewBallast(ctx, 1<<30); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func addr(p []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(p))) }
+
+func mincore(mem, in []byte) error {
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, addr(mem), uintptr(len(mem)), addr(in))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// resident is the process's resident memory in bytes.
+func resident(t *testing.T) int {
+	t.Helper()
+	p, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(p))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pages * unix.Getpagesize()
+}
