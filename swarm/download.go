@@ -93,7 +93,6 @@ type download struct {
 	tor      *engine.Torrent
 	leases   map[uint64]context.CancelFunc
 	leaseRun sync.WaitGroup
-	wanted   map[int]time.Time        // since when a piece is wanted of peers and not hurried
 	vouchers map[int]string           // who vouches for a piece: its publisher, or the holder we had it from
 	doubted  map[int]tracker.PieceSum // published sums that contradict a piece from a source
 	beat     tracker.Beat
@@ -120,7 +119,6 @@ func (n *Node) newDownload(r Request) (*download, error) {
 		gone:     make(chan struct{}),
 		starved:  make(chan struct{}, 1),
 		leases:   map[uint64]context.CancelFunc{},
-		wanted:   map[int]time.Time{},
 		vouchers: map[int]string{},
 		doubted:  map[int]tracker.PieceSum{},
 	}
@@ -280,7 +278,6 @@ func (d *download) connect(tor *engine.Torrent, ids []string) {
 
 // learn takes in published sums and wants their pieces.
 func (d *download) learn(sums []tracker.PieceSum) {
-	now := time.Now()
 	var want []int
 	for _, s := range sums {
 		if d.n.suspect(s.By) {
@@ -297,9 +294,6 @@ func (d *download) learn(sums []tracker.PieceSum) {
 		missing := !d.blob.Has(s.Index)
 		d.mu.Lock()
 		d.vouchers[s.Index] = s.By
-		if missing {
-			d.wanted[s.Index] = now
-		}
 		d.mu.Unlock()
 		if missing {
 			want = append(want, s.Index)

@@ -228,7 +228,6 @@ func (d *download) patience(ctx context.Context) error {
 				swarmBytes = b
 				d.touch()
 			}
-			d.hurry(now)
 			if now.Sub(morePeers) >= 5*time.Second && d.lonely() {
 				morePeers = now
 				d.out.Put(tracker.Up{MorePeers: true})
@@ -269,31 +268,6 @@ func (d *download) helpOut(ctx context.Context, swarmBytes int64) (moved bool, e
 		moved = true
 	}
 	return moved, ctx.Err()
-}
-
-// hurryAfter is how long a piece may be overtaken by rarer ones. The library
-// prefers what is rare, which is what is new; without this the blob's beginning
-// would stay full of gaps until the end, and all of it go to containerd then.
-const hurryAfter = 2 * time.Second
-
-// hurry sees to the pieces that have been overtaken for too long.
-func (d *download) hurry(now time.Time) {
-	var late []int
-	d.mu.Lock()
-	for i, since := range d.wanted {
-		switch {
-		case d.blob.Has(i):
-			delete(d.wanted, i)
-		case now.Sub(since) >= hurryAfter:
-			delete(d.wanted, i)
-			late = append(late, i)
-		}
-	}
-	tor := d.tor
-	d.mu.Unlock()
-	if tor != nil && len(late) > 0 {
-		tor.Hurry(late...)
-	}
 }
 
 // lonely says that the node is connected to few of the other pullers.

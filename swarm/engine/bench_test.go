@@ -37,6 +37,16 @@ func BenchmarkSwarm(b *testing.B) {
 	}
 }
 
+// BenchmarkBacklog has a source that is faster than the nodes' links, so that
+// they choose among many pieces: what counts is how far the readable beginning
+// lags behind.
+func BenchmarkBacklog(b *testing.B) {
+	const rateB = 12.5e6
+	p := plain()
+	p.tls, p.upload = true, rateB
+	swarm(b, p, 8, 256<<20, 1.25*rateB)
+}
+
 // BenchmarkSwarmUncapped has no caps: the CPU is the limit.
 func BenchmarkSwarmUncapped(b *testing.B) {
 	for _, secure := range []bool{false, true} {
@@ -68,7 +78,7 @@ func swarm(b *testing.B, p plan, n, size int, source float64) {
 		sums[i] = chunker.SumOf(c.piece(i))
 	}
 	b.SetBytes(int64(n * size))
-	var ratio, used, wasted float64
+	var ratio, used, wasted, gaps float64
 	for b.Loop() {
 		b.StopTimer()
 		var ms []*member
@@ -99,9 +109,13 @@ func swarm(b *testing.B, p plan, n, size int, source float64) {
 				owner.bring(b, i, c.piece(i))
 			}
 		})
+		var mu sync.Mutex
 		for _, m := range ms {
 			wg.Go(func() {
-				full(m)
+				f := full(m)
+				mu.Lock()
+				gaps += f / float64(n)
+				mu.Unlock()
 			})
 		}
 		wg.Wait()
@@ -119,6 +133,7 @@ func swarm(b *testing.B, p plan, n, size int, source float64) {
 		b.StartTimer()
 	}
 	report(b, float64(n*size), used, wasted)
+	b.ReportMetric(100*gaps/float64(b.N), "%behind")
 	if source > 0 {
 		b.ReportMetric(ratio/float64(b.N), "S/B")
 	}
@@ -162,12 +177,22 @@ func alone(b *testing.B, p plan, size int) {
 	report(b, float64(size), used, wasted)
 }
 
-func full(m *member) {
+// full waits for all pieces. behind is which share of the blob was there but
+// not readable in order, on average as the pieces came.
+func full(m *member) (behind float64) {
+	sum, n := 0, 0
 	for {
 		changed := m.blob.Changed()
-		if have := m.blob.Have(); have.Full() {
-			return
+		have := m.blob.Have()
+		if have.Full() {
+			return float64(sum) / float64(max(n, 1)*have.Len())
 		}
+		prefix := 0
+		for have.Has(prefix) {
+			prefix++
+		}
+		sum += have.Count() - prefix
+		n++
 		<-changed
 	}
 }

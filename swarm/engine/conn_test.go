@@ -134,8 +134,9 @@ type nested struct{ net.Conn }
 
 func (n nested) NetConn() net.Conn { return n.Conn }
 
-// TestWatchHost: the kernel is told to give up on a host that has vanished.
-func TestWatchHost(t *testing.T) {
+// TestTuneTCP: the kernel is told to give up on a host that has vanished, and to
+// buffer little.
+func TestTuneTCP(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +147,7 @@ func TestWatchHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	watchHost(nested{nested{c}})
+	tuneTCP(nested{nested{c}})
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -161,11 +162,14 @@ func TestWatchHost(t *testing.T) {
 	if got := get(unix.TCP_USER_TIMEOUT); got != 30_000 {
 		t.Errorf("user timeout %d ms", got)
 	}
+	if got := get(unix.TCP_NOTSENT_LOWAT); got != unsent {
+		t.Errorf("%d bytes may wait in the kernel", got)
+	}
 	if idle, every, n := get(unix.TCP_KEEPIDLE), get(unix.TCP_KEEPINTVL), get(unix.TCP_KEEPCNT); idle+every*n > 31 || idle < 5 {
 		t.Errorf("keep-alive after %d s, %d times every %d s", idle, n, every)
 	}
 	a, b := net.Pipe()
 	defer b.Close()
-	watchHost(a) // not TCP, left alone
+	tuneTCP(a) // not TCP, left alone
 	_ = a.Close()
 }

@@ -85,33 +85,6 @@ func TestNothingIsWantedWithoutSum(t *testing.T) {
 	}
 }
 
-// TestHurry: a hurried piece comes before those that are not, though it was
-// wanted last.
-func TestHurry(t *testing.T) {
-	c := newContent(t, 80<<20)
-	p := plain()
-	p.upload = 32 << 20
-	seed := newNode(t, "seed", p).join(t, c, Events{})
-	leech := newNode(t, "leech", plain()).join(t, c, Events{})
-	last := c.pieces() - 1
-	for i := range c.pieces() {
-		seed.bring(t, i, c.piece(i))
-		if err := leech.blob.Expect(i, chunker.SumOf(c.piece(i))); err != nil {
-			t.Fatal(err)
-		}
-		if i != last {
-			leech.Want(i)
-		}
-	}
-	leech.Want(last)
-	leech.Hurry(last)
-	leech.meet(seed)
-	leech.awaitPiece(t, last)
-	if have := leech.blob.Have(); have.Count() > c.pieces()/2 {
-		t.Errorf("%d of %d pieces came before or with the hurried one", have.Count(), have.Len())
-	}
-}
-
 // TestCompletePiecesAreOffered: a blob that was there before the torrent.
 func TestCompletePiecesAreOffered(t *testing.T) {
 	c := newContent(t, 3<<20)
@@ -237,7 +210,6 @@ func TestTorrentComesAndGoes(t *testing.T) {
 		// All of this is too late, and harmless.
 		m.Want(0, 1)
 		m.Unwant(0)
-		m.Hurry(0)
 		m.Have(0)
 		m.meet(m)
 		if got := m.Stats(); got != (Stats{}) {
@@ -265,7 +237,6 @@ func TestPieceNumbersAreChecked(t *testing.T) {
 	m := newNode(t, "n", plain()).join(t, c, Events{})
 	m.Want(-1, c.pieces(), 1<<40)
 	m.Unwant(-1, c.pieces())
-	m.Hurry(-1, c.pieces())
 	m.Have(-1, c.pieces())
 }
 

@@ -39,6 +39,7 @@ type link struct {
 	refused bool
 	gate    gate
 	has     chunker.Bitfield // what the peer has
+	held    bool             // some of that was not passed on to the library yet
 	owed    int              // chunks requested and not yet received
 	heard   time.Time        // when the last one came, or the first one was requested
 	nudge   time.Time        // when to nudge; zero: not at all
@@ -60,6 +61,8 @@ func (l *link) take(m *pp.Message) error {
 	if err := l.gate.admit(m); err != nil {
 		return err
 	}
+	fresh := !m.Keepalive && m.Type == pp.Have && !l.has.Has(int(m.Index))
+	defer l.hold(m, fresh)
 	if m.Keepalive || m.Type == pp.Extended {
 		return nil
 	}
@@ -86,6 +89,29 @@ func (l *link) take(m *pp.Message) error {
 		t.poke()
 	}
 	return nil
+}
+
+// hold keeps news of pieces from the library while it waits for most of what it
+// requested of the peer. It would look for more to request at once, and then
+// take what that adds, mostly nothing, for what the peer can bear: in
+// applyRequestState of v1.61.0 peakRequests is the number of new requests, and
+// twice that is the limit from then on. In a swarm, with news all the time,
+// that left connections idle between one chunk and the next. News that was kept
+// goes to the library with the next message that makes room for it, as a
+// bitfield. m was admitted, and fresh says that it is news.
+func (l *link) hold(m *pp.Message, fresh bool) {
+	switch few := l.owed <= l.t.e.tune.requestDepth/2; {
+	case fresh && !few:
+		*m = pp.Message{Keepalive: true}
+		l.held = true
+	case l.held && few && (fresh || m.Keepalive || m.Type == pp.Extended && m.ExtendedID == nudgeID):
+		bits := make([]bool, (l.has.Len()+7)/8*8)
+		for i := range l.has.All() {
+			bits[i] = true
+		}
+		*m = pp.Message{Type: pp.Bitfield, Bitfield: bits}
+		l.held = false
+	}
 }
 
 func (l *link) gains(i int) {

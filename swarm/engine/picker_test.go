@@ -3,6 +3,7 @@ package engine
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -10,47 +11,69 @@ import (
 )
 
 // TestPicker checks the choice against a model, whatever happens in whatever
-// order: what is shown is wanted; the window is respected; nothing available
-// waits while there is a quarter of the window free; something is shown if
-// anything is wanted.
+// order: what is shown is wanted, and goes before what waits; the window is
+// respected; nothing available waits while there is a quarter of the window
+// free; something is shown if anything is wanted; what is stuck makes room.
 func TestPicker(t *testing.T) {
 	g := newContent(t, 64<<20).id.Geometry
 	rapid.Check(t, func(t *rapid.T) {
-		p := newPicker(g, 64<<10)
+		p := newPicker(g, 1<<20)
 		p.window = rapid.IntRange(4, 40).Draw(t, "window")
-		wanted, shown, avail := map[int]bool{}, map[int]bool{}, map[int]int{}
+		now := time.Unix(0, 0)
+		wanted, shown, avail := map[int]bool{}, map[int]time.Time{}, map[int]int{}
 		piece := rapid.IntRange(0, 63)
+		room := func() int { // at least
+			n := p.window
+			for _, at := range shown {
+				if now.Sub(at) < stuckAfter {
+					n--
+				}
+			}
+			return n
+		}
 		pick := func() {
+			next := p.age(now)
+			if !next.IsZero() && !next.After(now) {
+				t.Fatalf("ages at %v, now is %v", next, now)
+			}
 			if stirred := p.stirred(); !stirred {
-				if show, hide := p.pick(); show != nil || hide != nil {
+				if show, hide := p.pick(now); show != nil || hide != nil {
 					t.Fatalf("not stirred, but %v and %v", show, hide)
 				}
 			}
-			show, hide := p.pick()
+			before := room()
+			show, hide := p.pick(now)
 			for _, i := range hide {
-				if !shown[i] || avail[i] > 0 {
-					t.Fatalf("hides %d: shown %v, %d have it", i, shown[i], avail[i])
+				if _, ok := shown[i]; !ok || avail[i] > 0 {
+					t.Fatalf("hides %d: shown %v, %d have it", i, ok, avail[i])
 				}
 				delete(shown, i)
 			}
 			for _, i := range show {
-				if shown[i] || !wanted[i] {
-					t.Fatalf("shows %d: shown %v, wanted %v", i, shown[i], wanted[i])
+				if _, ok := shown[i]; ok || !wanted[i] {
+					t.Fatalf("shows %d: shown %v, wanted %v", i, ok, wanted[i])
 				}
-				shown[i] = true
+				for j := range i {
+					if _, ok := shown[j]; !ok && wanted[j] && avail[j] > 0 {
+						t.Fatalf("shows %d before %d", i, j)
+					}
+				}
+				shown[i] = now
 			}
 			if !slices.IsSorted(show) {
 				t.Fatalf("shows %v", show)
 			}
-			if len(shown) > p.window {
-				t.Fatalf("%d shown, window %d", len(shown), p.window)
+			// A piece that was shown, hidden and shown again may be taken for
+			// stuck early.
+			if p.active > p.window || p.active+p.stuck != len(shown) {
+				t.Fatalf("%d active, %d stuck, %d shown, window %d", p.active, p.stuck, len(shown), p.window)
 			}
 			if len(wanted) > 0 && len(shown) == 0 {
 				t.Fatal("wanted, and nothing is shown")
 			}
 			for i := range wanted {
-				if avail[i] > 0 && !shown[i] && p.window-len(shown) > p.window/4 {
-					t.Fatalf("%d waits, %d of %d shown", i, len(shown), p.window)
+				if _, ok := shown[i]; !ok && avail[i] > 0 && room() > p.window/4 {
+					t.Fatalf("%d waits, %d of %d shown, room was %d", i, len(shown), p.window, before)
 				}
 			}
 		}
@@ -64,60 +87,35 @@ func TestPicker(t *testing.T) {
 					p.dropped(i)
 				}
 			},
+			"time passes": func(t *rapid.T) {
+				now = now.Add(time.Duration(rapid.IntRange(0, 7000).Draw(t, "ms")) * time.Millisecond)
+			},
 			"": func(*rapid.T) { pick() },
 		})
 	})
 }
 
-func TestPickerPrefersRarest(t *testing.T) {
-	g := newContent(t, 64<<20).id.Geometry
-	p := newPicker(g, 64<<10)
-	p.window = 8
-	for i := range g.NumPieces() {
-		p.want(i)
-		p.gained(i)
-		if i%16 != 0 {
-			p.gained(i)
+func TestPickerWindow(t *testing.T) {
+	for _, c := range []struct {
+		size   int64
+		peers  int
+		window int
+	}{
+		{64 << 20, 1, 128}, // pieces of 256 KiB
+		{1 << 30, 7, 64},
+		{1 << 30, 24, 192},
+		{40 << 30, 7, 32}, // of 4 MiB
+		{40 << 30, 64, 64},
+	} {
+		g, err := chunker.GeometryOf(c.size)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	show, _ := p.pick()
-	rare := 0
-	for _, i := range show {
-		if i%16 == 0 {
-			rare++
+		p := newPicker(g, 1<<20)
+		p.peers(c.peers)
+		if p.window != c.window {
+			t.Errorf("%d bytes, %d peers: window of %d pieces, want %d", c.size, c.peers, p.window, c.window)
 		}
-	}
-	if len(show) != 8 || rare != 8 {
-		t.Errorf("shows %v", show)
-	}
-}
-
-// TestPickerPrefersHurried: a hurried piece goes first, and is forgotten once
-// it has come.
-func TestPickerPrefersHurried(t *testing.T) {
-	g := newContent(t, 64<<20).id.Geometry
-	p := newPicker(g, 64<<10)
-	p.window = 8
-	for i := range g.NumPieces() {
-		p.want(i)
-		p.gained(i)
-		if i == 77 {
-			p.gained(i)
-		}
-	}
-	if p.hurry(77) {
-		t.Error("shown before it was picked")
-	}
-	show, _ := p.pick()
-	if !slices.Contains(show, 77) {
-		t.Errorf("shows %v", show)
-	}
-	if !p.hurry(77) {
-		t.Error("not shown")
-	}
-	p.unwant(77)
-	if p.hurry(77) || p.late[77] {
-		t.Error("hurried though not wanted")
 	}
 }
 
@@ -128,13 +126,13 @@ func BenchmarkPicker(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		p := newPicker(g, chunker.ChunkLength)
+		p := newPicker(g, 1<<20)
 		for i := range g.NumPieces() {
 			p.gained(i)
 			p.want(i)
 		}
 		for p.wanted > 0 {
-			show, _ := p.pick()
+			show, _ := p.pick(time.Time{})
 			for _, i := range show {
 				p.unwant(i)
 			}

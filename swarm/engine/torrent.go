@@ -77,7 +77,7 @@ func (e *Engine) Add(id chunker.Identity, b *chunker.Blob, ev Events) (*Torrent,
 	t := &Torrent{
 		e: e, id: id, blob: b, ev: ev,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
-		roster: newRoster(e.id), ledger: newLedger(), picker: newPicker(id.Geometry, e.tune.chunk), links: map[*link]struct{}{},
+		roster: newRoster(e.id), ledger: newLedger(), picker: newPicker(id.Geometry, e.tune.requestDepth*e.tune.chunk), links: map[*link]struct{}{},
 	}
 	hash := id.InfoHash()
 	// First here, then in the library, since peers may already be waiting.
@@ -183,29 +183,6 @@ func (t *Torrent) Unwant(is ...int) {
 	runs(is, t.t.CancelPieces)
 }
 
-// Hurry asks for wanted pieces before all that are not hurried, however rare
-// those are.
-func (t *Torrent) Hurry(is ...int) {
-	if !t.enter() {
-		return
-	}
-	defer t.leave()
-	is = t.valid(is)
-	t.steer.Lock()
-	defer t.steer.Unlock()
-	t.mu.Lock()
-	is = slices.DeleteFunc(is, func(i int) bool { return !t.picker.hurry(i) })
-	t.mu.Unlock()
-	t.raise(is)
-}
-
-// raise has the library ask for pieces first that it already sees.
-func (t *Torrent) raise(is []int) {
-	for _, i := range is {
-		t.t.Piece(i).SetPriority(torrent.PiecePriorityHigh)
-	}
-}
-
 // Have tells the swarm that pieces changed in the blob by another way: they
 // came from a source and are offered now, or they were rejected and are no
 // longer offered, nor wanted until Want is called again.
@@ -301,11 +278,13 @@ func (t *Torrent) linked(l *link) {
 	defer t.mu.Unlock()
 	l.refused = !t.roster.connected(l.id, time.Now())
 	t.links[l] = struct{}{}
+	t.picker.peers(len(t.links))
 }
 
 func (t *Torrent) unlinked(l *link) {
 	t.mu.Lock()
 	delete(t.links, l)
+	t.picker.peers(len(t.links))
 	t.roster.gone(l.id, time.Now())
 	for i := range l.has.All() {
 		t.picker.dropped(i)

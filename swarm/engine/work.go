@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/anacrolix/torrent"
@@ -35,13 +34,13 @@ func (t *Torrent) run() {
 			return
 		}
 		now := time.Now()
-		t.pick()
+		ages := t.pick(now)
 		t.dial(now)
 		t.closeSilent(now)
 		t.nudge(now)
 		t.freshen()
 		t.mu.Lock()
-		next := t.next()
+		next := sooner(t.next(), ages)
 		t.mu.Unlock()
 		if !next.IsZero() {
 			timer.Reset(time.Until(next))
@@ -147,27 +146,31 @@ func (t *Torrent) leaveOut(id torrent.PeerID, reason string) {
 	}
 }
 
-// pick keeps the library's choice of pieces up to date.
-func (t *Torrent) pick() {
+// pick keeps the library's choice of pieces up to date, and says when to look
+// again at the latest.
+func (t *Torrent) pick(now time.Time) (next time.Time) {
 	if !t.enter() {
-		return
+		return next
 	}
 	defer t.leave()
 	t.steer.Lock()
 	defer t.steer.Unlock()
 	t.mu.Lock()
-	show, hide := t.picker.pick()
-	late := slices.DeleteFunc(slices.Clone(show), func(i int) bool { return !t.picker.late[i] })
+	next = t.picker.age(now)
+	show, hide := t.picker.pick(now)
 	if len(show) > 0 {
-		now := time.Now()
 		for l := range t.links {
 			l.stir(now)
 		}
 	}
+	raise := t.picker.raise()
 	t.mu.Unlock()
 	runs(hide, t.t.CancelPieces)
 	runs(show, t.t.DownloadPieces)
-	t.raise(late)
+	for _, i := range raise {
+		t.t.Piece(i).SetPriority(torrent.PiecePriorityHigh)
+	}
+	return next
 }
 
 func (t *Torrent) dial(now time.Time) {
