@@ -50,7 +50,8 @@ func newLink(t *Torrent, pc *torrent.PeerConn) *link {
 	return &link{t: t, pc: pc, id: pc.PeerID, gate: newGate(t.id.Geometry, t.e.tune.chunk), has: chunker.NewBitfield(t.id.Geometry.NumPieces())}
 }
 
-// take judges a message of the peer and takes note of what it says.
+// take judges a message of the peer and takes note of what it says. The
+// library's lock is held.
 func (l *link) take(m *pp.Message) error {
 	t := l.t
 	t.mu.Lock()
@@ -61,6 +62,7 @@ func (l *link) take(m *pp.Message) error {
 	if err := l.gate.admit(m); err != nil {
 		return err
 	}
+	l.pc.PeerMaxRequests = t.depth
 	fresh := !m.Keepalive && m.Type == pp.Have && !l.has.Has(int(m.Index))
 	defer l.hold(m, fresh)
 	if m.Keepalive || m.Type == pp.Extended {
@@ -100,7 +102,7 @@ func (l *link) take(m *pp.Message) error {
 // goes to the library with the next message that makes room for it, as a
 // bitfield. m was admitted, and fresh says that it is news.
 func (l *link) hold(m *pp.Message, fresh bool) {
-	switch few := l.owed <= l.t.e.tune.requestDepth/2; {
+	switch few := l.owed <= l.t.depth/2; {
 	case fresh && !few:
 		*m = pp.Message{Keepalive: true}
 		l.held = true

@@ -14,8 +14,9 @@ import (
 func newTestLink(g chunker.Geometry) *link {
 	t := &Torrent{
 		e: &Engine{tune: defaultTuning}, id: chunker.Identity{Geometry: g}, wake: make(chan struct{}, 1),
-		roster: newRoster(peerID("self")), ledger: newLedger(), picker: newPicker(g, 1<<20), links: map[*link]struct{}{},
+		roster: newRoster(peerID("self")), ledger: newLedger(), picker: newPicker(g), links: map[*link]struct{}{},
 	}
+	t.resize()
 	return newLink(t, &torrent.PeerConn{})
 }
 
@@ -36,7 +37,7 @@ func TestHold(t *testing.T) {
 	}
 	have := func(i int) pp.Message { return pp.Message{Type: pp.Have, Index: pp.Integer(i)} }
 	nudge := pp.Message{Type: pp.Extended, ExtendedID: nudgeID}
-	many, few := defaultTuning.requestDepth, defaultTuning.requestDepth/2
+	many, few := l.t.depth, l.t.depth/2
 
 	take(pp.Message{Type: pp.HaveNone})
 	if m := take(have(0)); m.Type != pp.Have || m.Index != 0 {

@@ -7,13 +7,13 @@ import (
 )
 
 const (
-	// windowPeer is how much the library may choose from per connected peer,
-	// as a multiple of what is requested of one at a time. Each time that a
-	// peer has answered all its requests the library sorts every chunk it
-	// could ask of that peer, with the client lock held: without a limit that
-	// was one and a half CPU seconds per GiB for a blob of 1 GiB, and more in
-	// proportion for a larger one.
-	windowPeer = 4
+	// windowTimes is how much the library may choose from, as a multiple of
+	// what is requested at a time. Each time that a peer has answered its
+	// requests the library sorts every chunk it could ask of that peer, with
+	// the client lock held: without a limit that was one and a half CPU
+	// seconds per GiB for a blob of 1 GiB, and more in proportion for a larger
+	// one.
+	windowTimes = 4
 	// windowMin is the least to choose from in bytes, and windowPieces in
 	// pieces: peers trade whole pieces, so each needs some that others lack.
 	windowMin    = 32 << 20
@@ -69,23 +69,20 @@ const (
 	stuck                     // shown to the library for stuckAfter
 )
 
-// newPicker makes a picker. outstanding is how many bytes are requested of one
-// peer at a time.
-func newPicker(g chunker.Geometry, outstanding int) *picker {
+func newPicker(g chunker.Geometry) *picker {
 	n := g.NumPieces()
 	p := &picker{
-		pieceLength: g.PieceLength, outstanding: int64(outstanding),
-		avail: make([]int32, n), state: make([]pieceState, n), raised: chunker.NewBitfield(n),
+		pieceLength: g.PieceLength,
+		avail:       make([]int32, n), state: make([]pieceState, n), raised: chunker.NewBitfield(n),
 	}
-	p.peers(0)
+	p.resize(0)
 	return p
 }
 
-// peers notes how many peers are connected.
-func (p *picker) peers(n int) {
-	all := int64(n) * p.outstanding
-	p.window = max(windowPieces, int(max(windowMin, windowPeer*all)/p.pieceLength))
-	p.urgent = max(1, int(urgentPart*float64(all)/float64(p.pieceLength)))
+// resize notes how many bytes are requested at a time now, over all peers.
+func (p *picker) resize(outstanding int) {
+	p.window = max(windowPieces, int(max(windowMin, windowTimes*int64(outstanding))/p.pieceLength))
+	p.urgent = max(1, int(urgentPart*float64(outstanding)/float64(p.pieceLength)))
 }
 
 // want notes that a piece is wanted.

@@ -17,7 +17,7 @@ import (
 func TestPicker(t *testing.T) {
 	g := newContent(t, 64<<20).id.Geometry
 	rapid.Check(t, func(t *rapid.T) {
-		p := newPicker(g, 1<<20)
+		p := newPicker(g)
 		p.window = rapid.IntRange(4, 40).Draw(t, "window")
 		now := time.Unix(0, 0)
 		wanted, shown, avail := map[int]bool{}, map[int]time.Time{}, map[int]int{}
@@ -97,24 +97,25 @@ func TestPicker(t *testing.T) {
 
 func TestPickerWindow(t *testing.T) {
 	for _, c := range []struct {
-		size   int64
-		peers  int
-		window int
+		size           int64
+		peers          int
+		window, urgent int // pieces
 	}{
-		{64 << 20, 1, 128}, // pieces of 256 KiB
-		{1 << 30, 7, 64},
-		{1 << 30, 24, 192},
-		{40 << 30, 7, 32}, // of 4 MiB
-		{40 << 30, 64, 64},
+		{64 << 20, 0, 128, 1}, // pieces of 256 KiB
+		{64 << 20, 1, 128, 7},
+		{1 << 30, 7, 112, 24}, // of 512 KiB
+		{1 << 30, 24, 120, 26},
+		{40 << 30, 7, 32, 3}, // of 4 MiB
+		{40 << 30, 64, 32, 7},
 	} {
 		g, err := chunker.GeometryOf(c.size)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := newPicker(g, 1<<20)
-		p.peers(c.peers)
-		if p.window != c.window {
-			t.Errorf("%d bytes, %d peers: window of %d pieces, want %d", c.size, c.peers, p.window, c.window)
+		p := newPicker(g)
+		p.resize(c.peers * defaultTuning.depth(c.peers) * defaultTuning.chunk)
+		if p.window != c.window || p.urgent != c.urgent {
+			t.Errorf("%d bytes, %d peers: window %d, urgent %d pieces, want %d and %d", c.size, c.peers, p.window, p.urgent, c.window, c.urgent)
 		}
 	}
 }
@@ -126,7 +127,7 @@ func BenchmarkPicker(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		p := newPicker(g, 1<<20)
+		p := newPicker(g)
 		for i := range g.NumPieces() {
 			p.gained(i)
 			p.want(i)

@@ -54,6 +54,7 @@ type Torrent struct {
 	steer sync.Mutex
 
 	mu     sync.Mutex
+	depth  int  // chunks to request of one peer at a time
 	active bool // has or wants something; before, the library does not dial
 	roster *roster
 	ledger *ledger
@@ -77,8 +78,9 @@ func (e *Engine) Add(id chunker.Identity, b *chunker.Blob, ev Events) (*Torrent,
 	t := &Torrent{
 		e: e, id: id, blob: b, ev: ev,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
-		roster: newRoster(e.id), ledger: newLedger(), picker: newPicker(id.Geometry, e.tune.requestDepth*e.tune.chunk), links: map[*link]struct{}{},
+		roster: newRoster(e.id), ledger: newLedger(), picker: newPicker(id.Geometry), links: map[*link]struct{}{},
 	}
+	t.resize()
 	hash := id.InfoHash()
 	// First here, then in the library, since peers may already be waiting.
 	e.mu.Lock()
@@ -278,13 +280,20 @@ func (t *Torrent) linked(l *link) {
 	defer t.mu.Unlock()
 	l.refused = !t.roster.connected(l.id, time.Now())
 	t.links[l] = struct{}{}
-	t.picker.peers(len(t.links))
+	t.resize()
+}
+
+// resize follows the number of peers. Torrent.mu is held.
+func (t *Torrent) resize() {
+	n := len(t.links)
+	t.depth = t.e.tune.depth(n)
+	t.picker.resize(n * t.depth * t.e.tune.chunk)
 }
 
 func (t *Torrent) unlinked(l *link) {
 	t.mu.Lock()
 	delete(t.links, l)
-	t.picker.peers(len(t.links))
+	t.resize()
 	t.roster.gone(l.id, time.Now())
 	for i := range l.has.All() {
 		t.picker.dropped(i)
