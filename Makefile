@@ -11,7 +11,7 @@ GO ?= go
 # Without a usable git repository there is no revision to record.
 VCS := $(shell git status --porcelain >/dev/null 2>&1 && echo auto || echo false)
 FUZZTIME ?= 30s
-BENCH ?= -nodes 8 -size 1GiB -layers 1 -rate 100mbit -mode direct,cold,warm
+BENCH ?= -nodes 8 -size 1GiB -layers 1 -rate 100mbit -mode direct,perfect,cold,warm
 
 # Tools are built from their own modfile, once per version of tool and Go.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/shoal/bin

@@ -47,15 +47,15 @@ func TestTrouble(t *testing.T) {
 	}{
 		{
 			name: "peer killed",
-			// Its containerd goes to the registry for the rest, which can be
-			// nearly all: a swarm's pieces do not come in order.
+			// One copy for the swarm. Its own containerd goes to the registry
+			// for what it has not got in order: three fifths and a bit.
 			strike: func(t *testing.T, _ *lab.Lab, bystander, _ *lab.Node) { kill(t, bystander) },
-			copies: 2.2,
+			copies: 2.05,
 		},
 		{
 			name:   "tracker killed",
 			strike: func(t *testing.T, _ *lab.Lab, _, tracker *lab.Node) { kill(t, tracker) },
-			copies: 2.2,
+			copies: 2.05,
 		},
 		{
 			name:   "peer silent",
@@ -102,7 +102,7 @@ func TestTrouble(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			copies: 2.2,
+			copies: 2.05,
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -6,9 +6,11 @@
 //
 // Modes:
 //
-//	direct  every node pulls from the registry; no Shoal
-//	cold    no node has the image; all pull at once through Shoal
-//	warm    the first node has it and the others pull at once
+//	direct   every node pulls from the registry; no Shoal
+//	perfect  the same with the registry's link unshaped: nothing but each node's
+//	         own link limits it, and the machine
+//	cold     no node has the image; all pull at once through Shoal
+//	warm     the first node has it and the others pull at once
 //
 // Several modes, separated by commas, take turns in each round in one
 // laboratory, so that whatever disturbs the machine disturbs all of them. Each
@@ -17,6 +19,7 @@
 // The yardstick is the bound: size ÷ the rate of a node's link, or of the
 // registry's if that is slower. What of the excess is the machine's own (two
 // processors unpacking eight layers at once) shows in the idle share of its
-// processors, and with -registry-rate 0 in mode direct: then nothing but each
-// node's own link limits it.
+// processors, and beside mode perfect, when it took its turn before.
+//
+// The memory that the pulls will use is touched first, see lab.Ballast.
 package main

@@ -51,7 +51,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&o.layers, "layers", 1, "layers of the image")
 	fs.TextVar(&o.rate, "rate", o.rate, "speed of each node's link, for instance 100mbit; 0 for unshaped")
 	registryRate := fs.String("registry-rate", "", "speed of the registry's link (default: as -rate)")
-	modes := fs.String("mode", "cold", "what to measure, a list of: direct, cold, warm")
+	modes := fs.String("mode", "cold", "what to measure, a list of: direct, perfect, cold, warm")
 	fs.IntVar(&o.rounds, "rounds", 1, "how often")
 	fs.StringVar(&o.shoal, "shoal", "", "shoal binary (default: built from this source tree)")
 	fs.BoolVar(&o.asJSON, "json", false, "print one JSON object per pull instead of text")

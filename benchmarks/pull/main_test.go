@@ -38,13 +38,14 @@ func TestParse(t *testing.T) {
 
 func TestText(t *testing.T) {
 	r := result{
-		Mode: cold, Round: 2, Nodes: 3, Layers: 1, Bytes: 1 << 30, Bound: 80, Copies: 1.01, Idle: 0.25,
+		Mode: cold, Round: 2, Nodes: 3, Layers: 1, Bytes: 1 << 30, Bound: 80, Perfect: 90, Copies: 1.01, Idle: 0.25,
 		Pulls:     []pullTime{{"n1", 88}, {"n2", 100}, {"n3", 84}},
 		Processes: []processes{{Name: "shoal", CPU: 9, CPUPerGiB: 3, PeakRSS: 1 << 27, PeakHeap: 1 << 26}},
 	}
 	const want = `cold, round 2: 1.0 GiB in 1 layers, 3 of 3 nodes pull
   seconds     n1 88.00 n2 100.00 n3 84.00
   slowest     100.00 s = 1.250 × the bound of 80.00 s; median 1.100 ×
+              = 1.111 × perfect
   registry    1.010 copies
   shoal       3.00 CPU s per GiB, peak RSS 128 MiB, peak heap and buffers 64 MiB
   processors  25 % idle

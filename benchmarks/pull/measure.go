@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -15,25 +16,27 @@ import (
 type mode string
 
 const (
-	direct mode = "direct"
-	cold   mode = "cold"
-	warm   mode = "warm"
+	direct  mode = "direct"
+	perfect mode = "perfect"
+	cold    mode = "cold"
+	warm    mode = "warm"
 )
 
-var allModes = []mode{direct, cold, warm}
+var allModes = []mode{direct, perfect, cold, warm}
 
-func (m mode) usesShoal() bool { return m != direct }
+func (m mode) usesShoal() bool { return m == cold || m == warm }
 
 // bench runs pulls in a laboratory.
 type bench struct {
 	lab     *lab.Lab
 	options options
 	images  uint64
+	perfect float64 // seconds of the slowest node in the latest such pull; 0: none yet
 }
 
 // measure makes an image, pulls it in a mode on all nodes at once, and removes
 // it.
-func (b *bench) measure(ctx context.Context, m mode, round int) (result, error) {
+func (b *bench) measure(ctx context.Context, m mode, round int) (r result, err error) {
 	b.images++
 	img, err := b.lab.Push(ctx, lab.ImageSpec{
 		Repository: fmt.Sprintf("bench/%s-%d", m, round+1), Tag: "v1",
@@ -53,17 +56,27 @@ func (b *bench) measure(ctx context.Context, m mode, round int) (result, error) 
 		}
 	}
 	pullers := nodes
+	if m == perfect {
+		if err := b.lab.SetRegistryRate(0); err != nil {
+			return result{}, err
+		}
+		defer func() { err = errors.Join(err, b.lab.SetRegistryRate(b.options.registryRate)) }()
+	}
 	if m == warm {
 		if err := b.warmUp(ctx, nodes[0], img); err != nil {
 			return result{}, err
 		}
 		pullers = nodes[1:]
 	}
-	r, err := b.pull(ctx, img, nodes, pullers)
-	if err != nil {
+	if r, err = b.pull(ctx, m, img, nodes, pullers); err != nil {
 		return result{}, err
 	}
 	r.Mode, r.Round = m, round+1
+	if m == perfect {
+		b.perfect = r.slowest()
+	} else {
+		r.Perfect = b.perfect
+	}
 	for _, n := range nodes {
 		if err := n.Remove(ctx, img.Ref); err != nil {
 			return result{}, err
@@ -98,10 +111,10 @@ func (b *bench) warmUp(ctx context.Context, n *lab.Node, img lab.Image) error {
 }
 
 // pull pulls on all pullers at once, watching the processes of all nodes.
-func (b *bench) pull(ctx context.Context, img lab.Image, nodes, pullers []*lab.Node) (result, error) {
+func (b *bench) pull(ctx context.Context, m mode, img lab.Image, nodes, pullers []*lab.Node) (result, error) {
 	o := b.options
 	slower := o.rate
-	if o.registryRate != 0 && (slower == 0 || o.registryRate < slower) {
+	if m != perfect && o.registryRate != 0 && (slower == 0 || o.registryRate < slower) {
 		slower = o.registryRate
 	}
 	r := result{Nodes: len(nodes), Layers: o.layers, Bytes: img.Size(), Bound: seconds(slower.Time(img.Size()))}

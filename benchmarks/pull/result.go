@@ -17,6 +17,9 @@ type result struct {
 	Bytes  int64 `json:"bytes"`
 	// Bound is size ÷ link speed in seconds; 0 when nothing is shaped.
 	Bound float64 `json:"boundSeconds"`
+	// Perfect is what the slowest node took in the latest perfect pull of the
+	// same run; 0 when there was none.
+	Perfect float64 `json:"perfectSeconds,omitempty"`
 	// Pulls are the nodes that pulled, unpacking included.
 	Pulls []pullTime `json:"pulls"`
 	// Copies of the image that left the registry, by its interface's counter.
@@ -74,6 +77,9 @@ func (r result) text() string {
 	fmt.Fprintf(&b, "\n  slowest     %.2f s", r.slowest())
 	if r.Bound > 0 {
 		fmt.Fprintf(&b, " = %.3f × the bound of %.2f s; median %.3f ×", r.slowest()/r.Bound, r.Bound, r.median()/r.Bound)
+	}
+	if r.Perfect > 0 {
+		fmt.Fprintf(&b, "\n              = %.3f × perfect", r.slowest()/r.Perfect)
 	}
 	fmt.Fprintf(&b, "\n  registry    %.3f copies\n", r.Copies)
 	for _, p := range r.Processes {
