@@ -39,7 +39,6 @@ const (
 // concurrent use.
 type picker struct {
 	pieceLength int64
-	outstanding int64   // bytes that are requested of one peer at a time
 	window      int     // pieces that the library may choose from
 	urgent      int     // pieces that are raised
 	avail       []int32 // how many connected peers have the piece
