@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -377,6 +378,38 @@ func TestGarbageOnTheWirePort(t *testing.T) {
 			o.awaitPiece(t, 0)
 		})
 	}
+}
+
+// TestDropWhileAPeerIsServed: a chunk is being read for a peer when its torrent
+// is dropped.
+func TestDropWhileAPeerIsServed(t *testing.T) {
+	c := newContent(t, 4*chunker.MinPieceLength)
+	m := newNode(t, "n", plain()).join(t, c, Events{})
+	m.bring(t, 0, c.piece(0))
+	raw := dialRaw(t, m.node.addr, c)
+	raw.send(pp.Message{Type: pp.HaveNone}, pp.Message{Type: pp.Interested})
+	d := pp.Decoder{R: bufio.NewReader(raw), MaxLength: 4 * chunker.ChunkLength}
+	for msg := (pp.Message{Keepalive: true}); msg.Keepalive || msg.Type != pp.Unchoke; {
+		msg = pp.Message{}
+		if err := d.Decode(&msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.access.Lock() // the disk is slow
+	raw.send(pp.Message{Type: pp.Request, Length: chunker.ChunkLength})
+	time.Sleep(50 * time.Millisecond) // the library reads ahead at once
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.Drop()
+	}()
+	if !raw.closed() {
+		t.Error("the connection was not closed")
+	}
+	m.dropped = true // as Drop does once it gets the lock
+	m.access.Unlock()
+	<-done
+	time.Sleep(50 * time.Millisecond) // for the library to settle the request
 }
 
 // TestMutePeer: a connection that never says a word ends with the handshake's
