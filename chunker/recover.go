@@ -65,8 +65,7 @@ func (s *Store) recover() error {
 	// written is the best guess at what to evict first.
 	slices.SortFunc(found, func(a, b leftover) int { return a.written.Compare(b.written) })
 	for _, l := range found {
-		s.clock++
-		l.b.used = s.clock
+		s.use(l.b)
 	}
 	s.gauges()
 	return nil

@@ -215,8 +215,13 @@ func (s *Store) Get(d digest.Digest) (b *Blob, ok bool) {
 }
 
 func (s *Store) pin(b *Blob) {
-	s.clock++
 	b.pins++
+	s.use(b)
+}
+
+// use makes b the last one to be evicted. s.mu is held.
+func (s *Store) use(b *Blob) {
+	s.clock++
 	b.used = s.clock
 }
 
@@ -394,8 +399,7 @@ func (s *Store) put(d digest.Digest, g Geometry, p []byte) (stored bool, gone []
 	}
 	b := newBlob(s, d, g)
 	b.whole, b.checked = true, true
-	s.clock++
-	b.used = s.clock
+	s.use(b)
 	s.insert(b)
 	return true, gone, nil
 }

@@ -291,13 +291,10 @@ func (d *download) learn(sums []tracker.PieceSum) {
 			d.mu.Unlock()
 			continue
 		}
-		missing := !d.blob.Has(s.Index)
 		d.mu.Lock()
 		d.vouchers[s.Index] = s.By
 		d.mu.Unlock()
-		if missing {
-			want = append(want, s.Index)
-		}
+		want = append(want, s.Index)
 	}
 	if tor := d.torrent(); tor != nil && len(want) > 0 {
 		tor.Want(want...)

@@ -95,8 +95,9 @@ func TestParseUsage(t *testing.T) {
 	}
 }
 
-// TestUsageOfThisProcess reads the real /proc.
-func TestUsageOfThisProcess(t *testing.T) {
+// ownUsage is what this process has used, by the real /proc.
+func ownUsage(t *testing.T) Usage {
+	t.Helper()
 	stat, err := os.ReadFile("/proc/self/stat")
 	if err != nil {
 		t.Fatal(err)
@@ -109,6 +110,11 @@ func TestUsageOfThisProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return u
+}
+
+func TestUsageOfThisProcess(t *testing.T) {
+	u := ownUsage(t)
 	if u.RSS <= 0 || u.PeakRSS < u.RSS || u.Anon <= 0 || u.Anon > u.RSS {
 		t.Errorf("implausible: %+v", u)
 	}

@@ -1,11 +1,10 @@
 package lab
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -84,17 +83,14 @@ func (b *Ballast) Close() error {
 
 // availableMemory is how much can be used without swapping, in bytes.
 func availableMemory() (int64, error) {
-	f, err := os.Open("/proc/meminfo")
+	p, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		if v, ok := strings.CutPrefix(s.Text(), "MemAvailable:"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
-			return kib << 10, err
+	for line := range strings.Lines(string(p)) {
+		if v, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			return parseKiB(v)
 		}
 	}
-	return 0, fmt.Errorf("read /proc/meminfo: no MemAvailable: %w", s.Err())
+	return 0, errors.New("read /proc/meminfo: no MemAvailable")
 }

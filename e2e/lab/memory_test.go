@@ -3,9 +3,6 @@ package lab
 import (
 	"context"
 	"errors"
-	"os"
-	"strconv"
-	"strings"
 	"testing"
 	"unsafe"
 
@@ -15,7 +12,7 @@ import (
 // TestBallast: one page of each block stays, and nothing after Close.
 func TestBallast(t *testing.T) {
 	const n = 64 << 20
-	before := resident(t)
+	before := ownUsage(t).RSS
 	b, err := NewBallast(context.Background(), n+1)
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +36,7 @@ func TestBallast(t *testing.T) {
 	if err := b.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
-	if grown := resident(t) - before; grown > n/2 {
+	if grown := ownUsage(t).RSS - before; grown > n/2 {
 		t.Errorf("%d bytes more in memory", grown)
 	}
 }
@@ -60,18 +57,4 @@ func mincore(mem, in []byte) error {
 		return errno
 	}
 	return nil
-}
-
-// resident is the process's resident memory in bytes.
-func resident(t *testing.T) int {
-	t.Helper()
-	p, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pages, err := strconv.Atoi(strings.Fields(string(p))[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pages * unix.Getpagesize()
 }

@@ -183,13 +183,18 @@ func parseUsage(stat, status []byte) (Usage, error) {
 		default:
 			continue
 		}
-		n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-		if err != nil {
+		var err error
+		if *into, err = parseKiB(rest); err != nil {
 			return Usage{}, fmt.Errorf("parse status: %w", err)
 		}
-		*into = n << 10
 	}
 	return u, nil
+}
+
+// parseKiB reads an amount of memory as /proc gives it, in bytes.
+func parseKiB(s string) (int64, error) {
+	n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(s), " kB"), 10, 64)
+	return n << 10, err
 }
 
 // CPUTime is the machine's accumulated time over all processors.

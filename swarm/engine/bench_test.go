@@ -124,11 +124,7 @@ func swarm(b *testing.B, p plan, n, size int, source float64) {
 		b.StopTimer()
 		ratio += took.Seconds() * source / float64(size)
 		for _, m := range ms {
-			wasted += float64(m.Stats().WastedBytes)
-			m.Drop()
-			m.blob.Release()
-			m.node.store.Drop(c.id.Digest)
-			_ = m.node.Close()
+			wasted += finish(m)
 		}
 		b.StartTimer()
 	}
@@ -167,14 +163,20 @@ func alone(b *testing.B, p plan, size int) {
 		full(m)
 		used += (cpu() - before).Seconds()
 		b.StopTimer()
-		wasted += float64(m.Stats().WastedBytes)
-		m.Drop()
-		m.blob.Release()
-		m.node.store.Drop(c.id.Digest)
-		_ = m.node.Close()
+		wasted += finish(m)
 		b.StartTimer()
 	}
 	report(b, float64(size), used, wasted)
+}
+
+// finish ends a member and its node, and says how many bytes it wasted.
+func finish(m *member) (wasted float64) {
+	wasted = float64(m.Stats().WastedBytes)
+	m.Drop()
+	m.blob.Release()
+	m.node.store.Drop(m.id.Digest)
+	_ = m.node.Close()
+	return wasted
 }
 
 // full waits for all pieces. behind is which share of the blob was there but
@@ -183,13 +185,10 @@ func full(m *member) (behind float64) {
 	sum, n := 0, 0
 	for {
 		changed := m.blob.Changed()
+		prefix := int(m.blob.Prefix() / m.id.Geometry.PieceLength)
 		have := m.blob.Have()
 		if have.Full() {
 			return float64(sum) / float64(max(n, 1)*have.Len())
-		}
-		prefix := 0
-		for have.Has(prefix) {
-			prefix++
 		}
 		sum += have.Count() - prefix
 		n++

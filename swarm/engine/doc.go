@@ -16,12 +16,13 @@
 //
 // # The library
 //
-// Version 1.61.0 of the library is worked around in five places, each of which
+// Version 1.61.0 of the library is worked around in six places, each of which
 // says how: messages that make it panic ([gate]), a lost wake-up that leaves a
 // connection idle with work to do (nudgeName), request queues that shrink at
 // every piece a peer announces (link.hold), requests chosen from all that is
-// wanted ([picker]), and completion set without asking (Torrent.update). See
-// there before moving to another version.
+// wanted ([picker]), completion set without asking (Torrent.update), and a panic
+// at a read that fails while its torrent is dropped (piece.ReadAt). See there
+// before moving to another version.
 //
 // # Tuning
 //

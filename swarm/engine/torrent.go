@@ -155,7 +155,8 @@ func (t *Torrent) AddPeers(ps []Peer) {
 	t.poke()
 }
 
-// Want asks peers for pieces whose expected sums the blob knows.
+// Want asks peers for pieces whose expected sums the blob knows. Those that it
+// has are left alone.
 func (t *Torrent) Want(is ...int) {
 	if !t.enter() {
 		return
