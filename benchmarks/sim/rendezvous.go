@@ -1,0 +1,177 @@
+package main
+
+import (
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-dev/shoal/swarm/tracker"
+)
+
+// rendezvous is the blob's tracker: the real state machine, and around it what
+// [tracker.Tracker] and the sessions do: collect what is to be said to a node
+// until it is time to say it, and keep the inventory of who has the blob.
+type rendezvous struct {
+	m       *tracker.Large
+	holders []string // sorted
+
+	up, down traffic
+	cpu      time.Duration // spent in m, on the machine that simulates
+}
+
+// post is when a box's contents go out next; -1: not planned.
+type post struct{ next, last moment }
+
+// plan says whether to schedule the post, and when.
+func (p *post) plan(now moment, pace time.Duration) (at moment, ok bool) {
+	at = max(now, p.last.add(pace))
+	if p.next >= 0 && p.next <= at {
+		return 0, false
+	}
+	p.next = at
+	return at, true
+}
+
+// due says whether the post goes now; otherwise it has gone before.
+func (p *post) due(now moment) bool {
+	if p.next != now {
+		return false
+	}
+	p.next, p.last = -1, now
+	return true
+}
+
+// traffic counts messages, in seconds of simulated time.
+type traffic struct {
+	messages []int
+	bytes    int64
+}
+
+func (t *traffic) count(now moment, bytes int) {
+	for sec := int(now / moment(time.Second)); len(t.messages) <= sec; {
+		t.messages = append(t.messages, 0)
+	}
+	t.messages[now/moment(time.Second)]++
+	t.bytes += int64(bytes)
+}
+
+// say lets a node send its box to the tracker, soon or at once.
+func (w *world) say(n *node, urgent bool) {
+	if !n.session {
+		return
+	}
+	pace := w.cfg.PaceUp
+	if urgent {
+		pace = 0
+	}
+	if at, ok := n.outPost.plan(w.now, pace); ok {
+		w.push(at, event{kind: evFlushUp, node: n})
+	}
+}
+
+func (w *world) flushUp(n *node) {
+	if n.dead || !n.outPost.due(w.now) || n.out.Empty() {
+		return
+	}
+	u := n.out
+	n.out = tracker.Up{}
+	w.push(w.now.add(w.cfg.ControlLatency), event{kind: evUp, node: n, up: &u})
+}
+
+// heard takes in a message at the tracker.
+func (w *world) heard(n *node, u *tracker.Up) {
+	r := &w.tracker
+	r.up.count(w.now, sizeUp(u))
+	if u.Whole {
+		r.hold(n.id)
+	}
+	began := time.Now()
+	var out []tracker.Out
+	if u.Hello != nil {
+		out = r.m.SetHolders(r.holders, w.now.time())
+		out = append(out, r.m.Join(u.Hello, w.now.time())...)
+	} else {
+		out = r.m.Handle(n.id, *u, w.now.time())
+	}
+	r.cpu += time.Since(began)
+	w.deliver(out)
+}
+
+func (r *rendezvous) hold(id string) {
+	if i, ok := slices.BinarySearch(r.holders, id); !ok {
+		r.holders = slices.Insert(r.holders, i, id)
+	}
+}
+
+func (r *rendezvous) unhold(id string) {
+	if i, ok := slices.BinarySearch(r.holders, id); ok {
+		r.holders = slices.Delete(r.holders, i, i+1)
+	}
+}
+
+// left notes at the tracker that a node is gone.
+func (w *world) left(n *node) {
+	r := &w.tracker
+	r.unhold(n.id)
+	began := time.Now()
+	out := r.m.Leave(n.id, w.now.time())
+	r.cpu += time.Since(began)
+	n.session = false
+	w.deliver(out)
+}
+
+func (w *world) tick() {
+	r := &w.tracker
+	began := time.Now()
+	out := r.m.SetHolders(r.holders, w.now.time())
+	out = append(out, r.m.Tick(w.now.time())...)
+	r.cpu += time.Since(began)
+	w.deliver(out)
+	w.push(w.now.add(time.Second), event{kind: evTick})
+}
+
+// deliver puts messages into the boxes of their receivers.
+func (w *world) deliver(out []tracker.Out) {
+	for i := range out {
+		n := w.byID[out[i].To]
+		d := &out[i].Down
+		pace := w.cfg.PaceDown
+		if len(d.Grants)+len(d.Revoke)+len(d.Peers)+len(d.Forget)+len(d.Refused) > 0 || d.Starved || d.Done {
+			pace = 0
+		}
+		n.in.Merge(*d)
+		if at, ok := n.inPost.plan(w.now, pace); ok {
+			w.push(at, event{kind: evFlushDown, node: n})
+		}
+	}
+}
+
+func (w *world) flushDown(n *node) {
+	if !n.inPost.due(w.now) || n.in.Empty() {
+		return
+	}
+	d := n.in
+	n.in = tracker.Down{}
+	w.tracker.down.count(w.now, sizeDown(&d))
+	w.push(w.now.add(w.cfg.ControlLatency), event{kind: evDown, node: n, down: &d})
+}
+
+// sizeUp and sizeDown estimate a message's length on the wire, in bytes.
+func sizeUp(u *tracker.Up) int {
+	return 30 + 84*len(u.Have) + 5*len(u.Got) + 40*len(u.Progress)
+}
+
+func sizeDown(d *tracker.Down) int {
+	n := 30 + 100*len(d.Sums) + 60*len(d.Grants) + 10*len(d.Peers)
+	if d.Beat != nil {
+		n += 60
+	}
+	return n
+}
+
+func hello(id string, size int64, have []byte) *tracker.Hello {
+	return &tracker.Hello{
+		Version: tracker.Version, Node: id, Digest: digest.FromString("blob"), Size: size, Have: have, Origin: true,
+	}
+}
