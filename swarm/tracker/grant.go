@@ -2,7 +2,7 @@ package tracker
 
 import (
 	"cmp"
-	"hash/maphash"
+	"container/heap"
 	"slices"
 	"time"
 )
@@ -90,29 +90,60 @@ func (l *Large) end(ls *lease) {
 }
 
 // grant hands out leases while there is something free, a puller with room
-// and a source with room.
+// and a source with room. Most messages of a large swarm change none of these,
+// so it looks at the pullers only if there may be something to grant.
 func (l *Large) grant(now time.Time) []Out {
+	if l.frees == 0 {
+		l.starved = false
+		return nil
+	}
+	if !l.room() {
+		return nil // which also says that leases are out: nobody starves
+	}
 	var out []Out
-	per := streamsPerPuller(l.incomplete())
-	skip := map[*puller]bool{}
+	per := streamsPerPuller(l.lacking)
+	q := l.candidates(per)
 	for {
 		first := l.nextFree()
 		if first < 0 {
 			l.starved = false
 			return out
 		}
-		p := l.nextPuller(per, skip)
-		if p == nil {
+		if len(q) == 0 {
 			return append(out, l.starve(now)...)
 		}
+		p := q[0]
 		source, ok := l.source(p, now)
 		if !ok {
-			skip[p] = true
+			heap.Pop(&q)
 			continue
 		}
 		ls := l.lease(p, source, first, per, now)
 		out = append(out, Out{p.id, Down{Grants: []Lease{ls.Lease}}})
+		if len(p.leases) < per {
+			heap.Fix(&q, 0)
+		} else {
+			heap.Pop(&q)
+		}
 	}
+}
+
+// room says whether one more lease could be out: on the origin, or on a holder.
+func (l *Large) room() bool {
+	if l.originRoom() {
+		return true
+	}
+	for _, n := range l.holders {
+		if n < l.p.HolderStreams {
+			return true
+		}
+	}
+	return false
+}
+
+// originRoom says whether one more lease on the origin could be out.
+func (l *Large) originRoom() bool {
+	return l.originOut < l.p.OriginStreams && (!l.noRange || l.wholeOut == nil)
 }
 
 // lease creates the lease of the run of free pieces that begins at first.
@@ -124,8 +155,8 @@ func (l *Large) lease(p *puller, source string, first, per int, now time.Time) *
 		ls.Count = len(l.pieces) - first
 		l.wholeOut = ls
 	} else {
-		left := int64(l.freeCount()) * l.g.PieceLength
-		streams := min(per*l.incomplete(), max(l.p.OriginStreams, l.p.HolderStreams*len(l.holders)))
+		left := int64(l.frees) * l.g.PieceLength
+		streams := min(per*l.lacking, max(l.p.OriginStreams, l.p.HolderStreams*len(l.holders)))
 		want := int(max(l.p.leaseLength(p.rate, left, streams)/l.g.PieceLength, 1))
 		for ls.Count < want && first+ls.Count < len(l.pieces) && l.free(first+ls.Count) {
 			ls.Count++
@@ -134,6 +165,7 @@ func (l *Large) lease(p *puller, source string, first, per int, now time.Time) *
 	for i := first; i < first+ls.Count; i++ {
 		if l.free(i) {
 			l.pieces[i].leased = ls
+			l.frees--
 			ls.left++
 		}
 	}
@@ -157,30 +189,36 @@ func (l *Large) nextFree() int {
 	return -1
 }
 
-func (l *Large) freeCount() int {
-	n := 0
-	for i := l.cursor; i < len(l.pieces); i++ {
-		if l.free(i) {
-			n++
+// candidates are the incomplete pullers with room for a lease: the one with the
+// fewest leases first, the one served longest ago among equals.
+func (l *Large) candidates(per int) candidates {
+	q := make(candidates, 0, l.lacking)
+	for _, p := range l.sorted {
+		if !p.complete && len(p.leases) < per {
+			q = append(q, p)
 		}
 	}
-	return n
+	heap.Init(&q)
+	return q
 }
 
-// nextPuller is the incomplete puller with the fewest leases, the one served
-// longest ago among equals.
-func (l *Large) nextPuller(per int, skip map[*puller]bool) *puller {
-	var best *puller
-	for _, p := range l.pullers {
-		if p.complete || skip[p] || len(p.leases) >= per {
-			continue
-		}
-		if best == nil || cmp.Or(cmp.Compare(len(p.leases), len(best.leases)),
-			cmp.Compare(p.granted, best.granted), cmp.Compare(p.order, best.order)) < 0 {
-			best = p
-		}
-	}
-	return best
+type candidates []*puller
+
+func (q candidates) Len() int      { return len(q) }
+func (q candidates) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q candidates) Less(i, j int) bool {
+	a, b := q[i], q[j]
+	return cmp.Or(cmp.Compare(len(a.leases), len(b.leases)), cmp.Compare(a.granted, b.granted), cmp.Compare(a.order, b.order)) < 0
+}
+
+// Push is not used, but heap wants it.
+func (q *candidates) Push(any) {}
+
+// Pop implements heap.Interface.
+func (q *candidates) Pop() any {
+	p := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	return p
 }
 
 // source picks where p fetches its next lease: the least busy holder that is
@@ -203,23 +241,26 @@ func (l *Large) source(p *puller, now time.Time) (string, bool) {
 	if usable {
 		return best, best != ""
 	}
-	switch {
-	case !p.origin, p.barred("", now), l.originOut >= l.p.OriginStreams:
-		return "", false
-	case l.noRange && l.wholeOut != nil:
-		return "", false
-	}
-	return "", true
+	return "", p.origin && !p.barred("", now) && l.originRoom()
 }
 
-// affinity spreads pullers over equally busy holders.
-func (l *Large) affinity(p, h string) uint64 { return maphash.String(l.seed, p+"\x00"+h) }
+// affinity spreads pullers over equally busy holders: FNV-1a of both names.
+func (l *Large) affinity(p, h string) uint64 {
+	const prime = 1099511628211
+	x := l.seed
+	for _, s := range [...]string{p, "\x00", h} {
+		for i := range len(s) {
+			x = (x ^ uint64(s[i])) * prime
+		}
+	}
+	return x
+}
 
 // starve tells the pullers, once, that what is missing cannot come from
 // anywhere: nothing is leased, and no puller can use any source.
 func (l *Large) starve(now time.Time) []Out {
 	var out []Out
-	for _, p := range l.sorted() {
+	for _, p := range l.sorted {
 		if p.complete {
 			continue
 		}

@@ -1,8 +1,6 @@
 package tracker
 
 import (
-	"cmp"
-	"hash/maphash"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -25,13 +23,19 @@ type Large struct {
 	p       Params
 	g       chunker.Geometry
 	rng     *rand.Rand
-	seed    maphash.Seed
+	seed    uint64 // of affinity
 	pullers map[string]*puller
+	// sorted are the pullers in the order of joining, so that runs with the
+	// same events give the same messages.
+	sorted []*puller
+	// lacking counts the pullers that are incomplete.
+	lacking int
 	// holders are the nodes that serve the whole blob, with the number of
 	// leases on each.
 	holders map[string]int
 	pieces  []pieceState
-	// cursor: no piece before it is free.
+	// frees counts the free pieces; none is before cursor.
+	frees   int
 	cursor  int
 	nextID  uint64
 	noRange bool
@@ -65,6 +69,7 @@ type puller struct {
 	graceEnd time.Time
 	leases   map[uint64]*lease
 	granted  uint64 // id of the last lease, for round robin
+	done     bool   // it was told that nobody needs it any more
 	rate     float64
 	bars     map[string]bar // by source; "" is the origin
 }
@@ -75,9 +80,9 @@ func NewLarge(p Params, g chunker.Geometry, rng *rand.Rand) *Large {
 	return &Large{
 		// Lease ids of one tracker mean nothing to the next.
 		nextID: rng.Uint64() >> 16,
-		p:      p.withDefaults(), g: g, rng: rng, seed: maphash.MakeSeed(),
+		p:      p.withDefaults(), g: g, rng: rng, seed: rng.Uint64(),
 		pullers: map[string]*puller{}, holders: map[string]int{},
-		pieces: make([]pieceState, g.NumPieces()),
+		pieces: make([]pieceState, g.NumPieces()), frees: g.NumPieces(),
 	}
 }
 
@@ -101,10 +106,10 @@ func (l *Large) Join(h *Hello, now time.Time) []Out {
 		leases: map[uint64]*lease{}, bars: map[string]bar{},
 	}
 	l.pullers[p.id] = p
-	for i := range l.pieces {
-		if p.have.Has(i) {
-			l.own(i)
-		}
+	l.sorted = append(l.sorted, p)
+	l.lacking++
+	for i := range p.have.All() {
+		l.own(i)
 	}
 	var d Down
 	d.Peers = l.introduce(p)
@@ -130,7 +135,11 @@ func (l *Large) Leave(node string, now time.Time) []Out {
 	if !p.complete || !p.graceEnd.IsZero() {
 		l.disown(p)
 	}
+	if !p.complete {
+		l.lacking--
+	}
 	delete(l.pullers, node)
+	l.sorted = slices.DeleteFunc(l.sorted, func(q *puller) bool { return q == p })
 	return append(l.grant(now), l.finish()...)
 }
 
@@ -185,6 +194,7 @@ func (l *Large) Handle(node string, u Up, now time.Time) []Out {
 			l.end(ls)
 		}
 		p.complete, p.graceEnd = true, now.Add(l.p.Grace)
+		l.lacking--
 		l.holders[p.id] = l.leasesOn(p.id)
 	}
 	out = append(out, l.grant(now)...)
@@ -194,7 +204,7 @@ func (l *Large) Handle(node string, u Up, now time.Time) []Out {
 // Tick expires what time expires; call it about once a second.
 func (l *Large) Tick(now time.Time) []Out {
 	var out []Out
-	for _, p := range l.sorted() {
+	for _, p := range l.sorted {
 		for _, id := range sortedIDs(p.leases) {
 			ls := p.leases[id]
 			if now.Sub(ls.lastMove) < l.p.LeaseTimeout {
@@ -210,7 +220,7 @@ func (l *Large) Tick(now time.Time) []Out {
 		}
 	}
 	out = append(out, l.grant(now)...)
-	for _, p := range l.sorted() {
+	for _, p := range l.sorted {
 		if !p.complete {
 			out = append(out, Out{p.id, Down{Beat: l.beat()}})
 		}
@@ -219,36 +229,29 @@ func (l *Large) Tick(now time.Time) []Out {
 }
 
 func (l *Large) beat() *Beat {
-	return &Beat{Progress: l.progress, Pullers: l.incomplete(), Holders: len(l.holders)}
+	return &Beat{Progress: l.progress, Pullers: l.lacking, Holders: len(l.holders)}
 }
 
-// finish tells the complete pullers that no one needs them any more.
+// finish tells the complete pullers, once, that no one needs them any more.
 func (l *Large) finish() []Out {
-	if l.incomplete() > 0 {
+	if l.lacking > 0 {
 		return nil
 	}
 	var out []Out
-	for _, p := range l.sorted() {
-		out = append(out, Out{p.id, Down{Done: true}})
-	}
-	return out
-}
-
-func (l *Large) incomplete() int {
-	n := 0
-	for _, p := range l.pullers {
-		if !p.complete {
-			n++
+	for _, p := range l.sorted {
+		if !p.done {
+			p.done = true
+			out = append(out, Out{p.id, Down{Done: true}})
 		}
 	}
-	return n
+	return out
 }
 
 // introduce picks incomplete pullers for p to connect to. Complete ones are
 // left out: many pullers on one seed is what the leases avoid.
 func (l *Large) introduce(p *puller) []string {
 	var ids []string
-	for _, q := range l.sorted() {
+	for _, q := range l.sorted {
 		if q != p && !q.complete {
 			ids = append(ids, q.id)
 		}
@@ -275,7 +278,7 @@ func (l *Large) sums(p *puller, sums []PieceSum) []Out {
 	}
 	var out []Out
 	if len(fresh) > 0 {
-		for _, q := range l.sorted() {
+		for _, q := range l.sorted {
 			if q != p && !q.complete {
 				out = append(out, Out{q.id, Down{Sums: fresh}})
 			}
@@ -296,7 +299,7 @@ func (l *Large) dispute(d Dispute) []Out {
 	}
 	s.known, s.sum, s.by = false, chunker.Sum{}, ""
 	var out []Out
-	for _, q := range l.sorted() {
+	for _, q := range l.sorted {
 		if q.complete {
 			continue
 		}
@@ -318,7 +321,7 @@ func (l *Large) gain(p *puller, i int, now time.Time) {
 		return
 	}
 	// Whoever brought it in, the piece is in the swarm now.
-	l.pieces[i].leased = nil
+	l.pieces[i].leased = nil // not free: it is owned
 	ls.left--
 	if ls.to == p {
 		_, n := l.g.Piece(i)
@@ -347,36 +350,34 @@ func (l *Large) lose(p *puller, i int) {
 		return
 	}
 	p.have.Clear(i)
+	l.disownPiece(i)
+}
+
+// own notes that one puller more has piece i.
+func (l *Large) own(i int) {
+	if l.free(i) {
+		l.frees--
+	}
+	l.pieces[i].owners++
+}
+
+func (l *Large) disown(p *puller) {
+	for i := range p.have.All() {
+		l.disownPiece(i)
+	}
+}
+
+func (l *Large) disownPiece(i int) {
 	l.pieces[i].owners--
 	l.freed(i)
 }
 
-func (l *Large) own(i int) { l.pieces[i].owners++ }
-
-func (l *Large) disown(p *puller) {
-	for i := range l.pieces {
-		if p.have.Has(i) {
-			l.pieces[i].owners--
-			l.freed(i)
-		}
-	}
-}
-
+// freed notes that piece i lost an owner or its lease.
 func (l *Large) freed(i int) {
 	if l.free(i) {
+		l.frees++
 		l.cursor = min(l.cursor, i)
 	}
 }
 
 func (l *Large) free(i int) bool { return l.pieces[i].owners == 0 && l.pieces[i].leased == nil }
-
-// sorted returns the pullers in the order of joining, so that runs with the
-// same events give the same messages.
-func (l *Large) sorted() []*puller {
-	ps := make([]*puller, 0, len(l.pullers))
-	for _, p := range l.pullers {
-		ps = append(ps, p)
-	}
-	slices.SortFunc(ps, func(a, b *puller) int { return cmp.Compare(a.order, b.order) })
-	return ps
-}

@@ -210,6 +210,27 @@ func TestStarvedIsToldOnce(t *testing.T) {
 // check verifies the invariants that Large documents.
 func (l *Large) check(now time.Time) error {
 	under := map[*lease]int{}
+	frees := 0
+	for i := range l.pieces {
+		if l.free(i) {
+			frees++
+		}
+	}
+	if frees != l.frees {
+		return fmt.Errorf("%d pieces are free, %d recorded", frees, l.frees)
+	}
+	lacking := 0
+	for _, p := range l.sorted {
+		if l.pullers[p.id] != p {
+			return fmt.Errorf("%s is listed and not in session", p.id)
+		}
+		if !p.complete {
+			lacking++
+		}
+	}
+	if lacking != l.lacking || len(l.sorted) != len(l.pullers) {
+		return fmt.Errorf("%d of %d listed pullers are incomplete, %d of %d recorded", lacking, len(l.sorted), l.lacking, len(l.pullers))
+	}
 	for i := range l.pieces {
 		s := &l.pieces[i]
 		owners := int32(0)
@@ -263,8 +284,8 @@ func (l *Large) check(now time.Time) error {
 		}
 	}
 	// Nothing usable lies idle.
-	if l.incomplete() > 0 && l.nextFree() >= 0 {
-		per := streamsPerPuller(l.incomplete())
+	if l.lacking > 0 && l.nextFree() >= 0 {
+		per := streamsPerPuller(l.lacking)
 		for _, p := range l.pullers {
 			if p.complete || len(p.leases) >= per {
 				continue
