@@ -44,7 +44,7 @@ type Picker struct {
 	open   set     // of these, asked of nobody
 	avail  []int32 // how many peers have a piece
 	askers [][]*Peer
-	peers  map[*Peer]struct{}
+	peers  []*Peer
 }
 
 // New returns the choice for a blob of which nothing is wanted yet.
@@ -53,7 +53,6 @@ func New(t Tuning, g chunker.Geometry, rng *rand.Rand) *Picker {
 	return &Picker{
 		tune: t.withDefaults(), geo: g, rng: rng,
 		wanted: newSet(n), open: newSet(n), avail: make([]int32, n), askers: make([][]*Peer, n),
-		peers: map[*Peer]struct{}{},
 	}
 }
 
@@ -130,6 +129,7 @@ func (p *Picker) reopen(i int, q *Peer) {
 // Peer is one connected peer.
 type Peer struct {
 	p    *Picker
+	at   int // in p.peers; -1: it left
 	has  set
 	asks []ask // in the order of asking, in which they are answered
 	owed int64 // bytes that were asked and have not come
@@ -144,18 +144,23 @@ type ask struct {
 
 // Join adds a peer that has nothing yet.
 func (p *Picker) Join() *Peer {
-	q := &Peer{p: p, has: newSet(p.geo.NumPieces())}
-	p.peers[q] = struct{}{}
+	q := &Peer{p: p, at: len(p.peers), has: newSet(p.geo.NumPieces())}
+	p.peers = append(p.peers, q)
 	return q
 }
 
 // Leave removes the peer. What it was asked for is asked of others.
 func (q *Peer) Leave() {
 	p := q.p
-	if _, ok := p.peers[q]; !ok {
+	if q.at < 0 {
 		return
 	}
-	delete(p.peers, q)
+	n := len(p.peers) - 1
+	p.peers[q.at] = p.peers[n]
+	p.peers[q.at].at = q.at
+	p.peers[n] = nil
+	p.peers = p.peers[:n]
+	q.at = -1
 	for i := range q.has.all() {
 		p.avail[i]--
 	}
@@ -303,7 +308,7 @@ func (q *Peer) late(now time.Time) int {
 	var own float64
 	known := false
 	best := -1
-	for o := range p.peers {
+	for _, o := range p.peers {
 		if o == q {
 			continue
 		}
@@ -332,7 +337,7 @@ func (q *Peer) expect(n int64, now time.Time) float64 {
 		return q.rate.wait(q.owed+n, now)
 	}
 	var sum, count float64
-	for o := range q.p.peers {
+	for _, o := range q.p.peers {
 		if o.rate.settled(now) {
 			sum += o.rate.at(now)
 			count++
