@@ -289,13 +289,18 @@ func (q *Peer) choose() int {
 	if first < 0 || p.rng.Float64() >= p.tune.Rare {
 		return first
 	}
-	best := first
+	best, ties := first, 1
 	for i, n := first, 1; n < p.tune.Window; n++ {
 		if i = p.open.nextIn(q.has, i+1); i < 0 {
 			break
 		}
-		if p.avail[i] < p.avail[best] {
-			best = i
+		switch {
+		case p.avail[i] < p.avail[best]:
+			best, ties = i, 1
+		case p.avail[i] == p.avail[best]:
+			if ties++; p.rng.IntN(ties) == 0 {
+				best = i
+			}
 		}
 	}
 	return best
