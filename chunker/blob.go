@@ -27,13 +27,11 @@ type Blob struct {
 	used    uint64
 	dropped bool
 
-	// pieceMu[i%stripes] is held shared while a chunk is written into piece i
-	// and exclusively while the piece is hashed and declared complete, so
-	// that no late chunk reaches a complete piece. Whoever changes the record
-	// of piece i on disk holds it exclusively, too; all of them are held to
-	// discard the blob or to settle what it is. Taken before mu, and mu is
-	// never held while the disk is busy.
-	pieceMu [stripes]sync.RWMutex
+	// pieceMu[i%stripes] is held while piece i is written and declared
+	// complete, and by whoever changes its record on disk; all of them are
+	// held to discard the blob or to settle what it is. Taken before mu, and
+	// mu is never held while the disk is busy.
+	pieceMu [stripes]sync.Mutex
 	// openMu serialises opening and closing of the files.
 	openMu sync.Mutex
 
@@ -274,42 +272,6 @@ func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
 	return f.ReadAt(p, off)
 }
 
-// WriteAt writes raw bytes that lie within one piece or several. What falls
-// into a complete piece is dropped, as if it had been written.
-func (b *Blob) WriteAt(p []byte, off int64) (int, error) {
-	f, err := b.dataFile()
-	if err != nil {
-		return 0, err
-	}
-	if off < 0 || off > b.geo.Size-int64(len(p)) {
-		return 0, fmt.Errorf("write %d bytes at %d: blob has %d", len(p), off, b.geo.Size)
-	}
-	done := 0
-	for done < len(p) {
-		i := b.geo.PieceAt(off + int64(done))
-		start, n := b.geo.Piece(i)
-		part := p[done:min(len(p), int(start+n-off))]
-		if err := b.writeChunk(f, i, part, off+int64(done)); err != nil {
-			return done, err
-		}
-		done += len(part)
-	}
-	return done, nil
-}
-
-func (b *Blob) writeChunk(f *os.File, i int, p []byte, off int64) error {
-	m := &b.pieceMu[i%stripes]
-	m.RLock()
-	defer m.RUnlock()
-	if b.Has(i) {
-		return nil
-	}
-	if _, err := f.WriteAt(p, off); err != nil {
-		return fmt.Errorf("write blob: %w", err)
-	}
-	return nil
-}
-
 // Has says that piece i is complete: its bytes match its sum.
 func (b *Blob) Has(i int) bool {
 	b.mu.Lock()
@@ -346,12 +308,8 @@ func (b *Blob) Sum(i int) (Sum, bool) {
 // not stored and the error is a *ConflictError.
 func (b *Blob) WritePiece(i int, p []byte) (Sum, error) {
 	s := SumOf(p)
-	if err := b.checkPiece(i); err != nil {
+	if err := b.checkLength(i, p); err != nil {
 		return s, err
-	}
-	off, n := b.geo.Piece(i)
-	if int64(len(p)) != n {
-		return s, fmt.Errorf("piece %d of %d bytes, want %d", i, len(p), n)
 	}
 	m := &b.pieceMu[i%stripes]
 	m.Lock()
@@ -363,14 +321,60 @@ func (b *Blob) WritePiece(i int, p []byte) (Sum, error) {
 	if b.Has(i) {
 		return s, nil
 	}
+	return s, b.store(i, p, s)
+}
+
+// TakePiece stores the whole piece i from whoever it may be, if it matches its
+// expected sum, and says whether it was missing. Otherwise the error is
+// ErrWrongPiece, or ErrNoSum if nobody knows what the piece should be.
+func (b *Blob) TakePiece(i int, p []byte) (fresh bool, err error) {
+	if err := b.checkLength(i, p); err != nil {
+		return false, err
+	}
+	if b.Has(i) {
+		return false, nil
+	}
+	want, known := b.Sum(i)
+	if !known {
+		return false, ErrNoSum
+	}
+	if SumOf(p) != want {
+		b.s.met.failed.Inc()
+		return false, ErrWrongPiece
+	}
+	m := &b.pieceMu[i%stripes]
+	m.Lock()
+	defer m.Unlock()
+	if b.Has(i) {
+		return false, nil
+	}
+	if now, known := b.Sum(i); !known || now != want {
+		return false, ErrNoSum // withdrawn meanwhile
+	}
+	return true, b.store(i, p, want)
+}
+
+func (b *Blob) checkLength(i int, p []byte) error {
+	if err := b.checkPiece(i); err != nil {
+		return err
+	}
+	if _, n := b.geo.Piece(i); int64(len(p)) != n {
+		return fmt.Errorf("piece %d of %d bytes, want %d", i, len(p), n)
+	}
+	return nil
+}
+
+// store writes and records a verified piece. Its lock is held.
+func (b *Blob) store(i int, p []byte, s Sum) error {
 	f, err := b.dataFile()
 	if err != nil {
-		return s, err
+		return err
 	}
+	off, _ := b.geo.Piece(i)
 	if _, err := f.WriteAt(p, off); err != nil {
-		return s, fmt.Errorf("write piece %d: %w", i, err)
+		return fmt.Errorf("write piece %d: %w", i, err)
 	}
-	return s, b.complete(i, s)
+	return b.complete(i, s)
 }
 
 // Prefix is how many bytes from the beginning are complete.

@@ -12,6 +12,12 @@ import (
 // saying why.
 var ErrAborted = errors.New("blob aborted")
 
+// What TakePiece refuses.
+var (
+	ErrWrongPiece = errors.New("piece does not match its published sum")
+	ErrNoSum      = errors.New("sum of the piece is not known")
+)
+
 // errClosed is what the methods of a closed store say.
 var errClosed = fmt.Errorf("piece store: %w", os.ErrClosed)
 

@@ -88,8 +88,8 @@ func TestIndicesOutOfRange(t *testing.T) {
 	b := acquire(t, s, d, len(data))
 	defer b.Release()
 	for _, i := range []int{-1 << 62, -stripes, -1, 3, stripes, 1<<63 - 1} {
-		if ok, err := b.Verify(i); ok || err == nil {
-			t.Errorf("Verify(%d): %v, %v", i, ok, err)
+		if fresh, err := b.TakePiece(i, make([]byte, MinPieceLength)); fresh || err == nil {
+			t.Errorf("TakePiece(%d): %v, %v", i, fresh, err)
 		}
 		if _, err := b.WritePiece(i, make([]byte, MinPieceLength)); err == nil {
 			t.Errorf("WritePiece(%d) succeeded", i)
@@ -101,11 +101,6 @@ func TestIndicesOutOfRange(t *testing.T) {
 			t.Errorf("piece %d is there", i)
 		}
 		b.Reject(i)
-	}
-	for _, off := range []int64{-1, 2 * MinPieceLength, 1<<63 - 1, -1 << 63} {
-		if _, err := b.WriteAt(make([]byte, 6), off); err == nil {
-			t.Errorf("WriteAt(%d) succeeded", off)
-		}
 	}
 	for _, rg := range [][2]int64{{-5, 10}, {0, -1}, {int64(len(data)), 5}, {1<<63 - 1, 1<<63 - 1}} {
 		r := b.NewReader(context.Background(), rg[0], rg[1], false)
@@ -127,8 +122,11 @@ func TestUseAfterClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := openStore(t, dir)
-	if _, err := b.WriteAt(data[:10], MinPieceLength); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("WriteAt: %v", err)
+	if err := b.Expect(1, SumOf(data[MinPieceLength:])); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.TakePiece(1, data[MinPieceLength:]); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("TakePiece: %v", err)
 	}
 	if _, err := b.WritePiece(1, data[MinPieceLength:]); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("WritePiece: %v", err)

@@ -137,12 +137,21 @@ func (m *storeModel) WritePiece(t *rapid.T) {
 	x.have[i] = true
 }
 
-func (m *storeModel) WriteWrongChunk(t *rapid.T) {
+func (m *storeModel) TakeWrongPiece(t *rapid.T) {
 	x, b := m.pinned(t)
-	off := rapid.Int64Range(0, int64(len(x.data))-1).Draw(t, "off")
-	n := min(rapid.Int64Range(1, 2*ChunkLength).Draw(t, "n"), int64(len(x.data))-off)
-	if _, err := b.WriteAt(make([]byte, n), off); err != nil {
-		t.Fatal(err)
+	i := rapid.IntRange(0, b.Geometry().NumPieces()-1).Draw(t, "piece")
+	_, n := b.Geometry().Piece(i)
+	_, known := b.Sum(i)
+	fresh, err := b.TakePiece(i, make([]byte, n))
+	switch {
+	case fresh:
+		t.Fatal("taken")
+	case b.Complete() || x.have[i]:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case known != errors.Is(err, ErrWrongPiece), known == errors.Is(err, ErrNoSum):
+		t.Fatalf("sum known %v: %v", known, err)
 	}
 }
 
@@ -150,14 +159,12 @@ func (m *storeModel) Swarm(t *rapid.T) {
 	x, b := m.pinned(t)
 	i := rapid.IntRange(0, b.Geometry().NumPieces()-1).Draw(t, "piece")
 	off, n := b.Geometry().Piece(i)
-	if _, err := b.WriteAt(x.data[off:off+n], off); err != nil {
-		t.Fatal(err)
-	}
 	if err := b.Expect(i, SumOf(x.data[off:off+n])); err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := b.Verify(i); !ok || err != nil {
-		t.Fatal(ok, err)
+	had := b.Has(i)
+	if fresh, err := b.TakePiece(i, x.data[off:off+n]); fresh == had || err != nil {
+		t.Fatal(fresh, had, err)
 	}
 	x.have[i] = true
 }
@@ -298,7 +305,7 @@ func TestStoreModel(t *testing.T) {
 		}()
 		rt.Repeat(map[string]func(*rapid.T){
 			"acquire": m.Acquire, "get": m.Get, "release": m.Release, "drop": m.Drop,
-			"write piece": m.WritePiece, "write wrong chunk": m.WriteWrongChunk, "swarm": m.Swarm,
+			"write piece": m.WritePiece, "take wrong piece": m.TakeWrongPiece, "swarm": m.Swarm,
 			"reject": m.Reject, "discard": m.Discard, "finish": m.Finish, "put": m.PutBytes,
 			"restart": m.Restart, "": m.Check,
 		})

@@ -41,7 +41,12 @@ func TestReaderNeverSeesWhatReplacesARejectedPiece(t *testing.T) {
 			} else {
 				b.Discard()
 			}
-			if _, err := b.WriteAt(junk, 0); err != nil {
+			f, err := b.dataFile()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := f.WriteAt(junk, 0); err != nil {
 				t.Error(err)
 			}
 		}
@@ -197,7 +202,7 @@ func TestManyUsers(t *testing.T) {
 	s.mu.Unlock()
 }
 
-// TestConcurrentWriters lets chunks, whole pieces, verification and readers
+// TestConcurrentWriters lets right and wrong pieces, verification and readers
 // race for the same pieces.
 func TestConcurrentWriters(t *testing.T) {
 	s := openStore(t, t.TempDir())
@@ -231,14 +236,13 @@ func TestConcurrentWriters(t *testing.T) {
 					}
 					continue
 				}
-				junk := make([]byte, min(n, ChunkLength))
-				if _, err := b.WriteAt(junk, off); err != nil {
-					t.Error(err)
-				}
 				if err := b.Expect(i, SumOf(data[off:off+n])); err != nil {
 					t.Error(err)
 				}
-				if _, err := b.Verify(i); err != nil {
+				if _, err := b.TakePiece(i, make([]byte, n)); err != nil && !errors.Is(err, ErrWrongPiece) {
+					t.Error(err)
+				}
+				if _, err := b.TakePiece(i, data[off:off+n]); err != nil {
 					t.Error(err)
 				}
 			}

@@ -93,22 +93,19 @@ func TestBlobFromPiecesToWhole(t *testing.T) {
 		}
 		got <- p
 	}()
-	// Through the swarm: chunks out of order, then the verification.
+	// Through the swarm.
 	for _, i := range []int{2, 0} {
 		off, n := b.Geometry().Piece(i)
-		for c := n - ChunkLength; c >= 0; c -= ChunkLength {
-			if _, err := b.WriteAt(data[off+c:off+c+ChunkLength], off+c); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if ok, err := b.Verify(i); ok || err != nil {
-			t.Fatalf("piece %d verified without a sum: %v %v", i, ok, err)
+		if fresh, err := b.TakePiece(i, data[off:off+n]); fresh || err != ErrNoSum {
+			t.Fatalf("piece %d taken without a sum: %v %v", i, fresh, err)
 		}
 		if err := b.Expect(i, SumOf(data[off:off+n])); err != nil {
 			t.Fatal(err)
 		}
-		if ok, err := b.Verify(i); !ok || err != nil {
-			t.Fatalf("piece %d: %v %v", i, ok, err)
+		for _, want := range []bool{true, false} {
+			if fresh, err := b.TakePiece(i, data[off:off+n]); fresh != want || err != nil {
+				t.Fatalf("piece %d: %v %v", i, fresh, err)
+			}
 		}
 	}
 	if b.Prefix() != MinPieceLength {
@@ -158,16 +155,13 @@ func TestWrongPieces(t *testing.T) {
 	if _, err := b.WritePiece(0, make([]byte, MinPieceLength)); !errors.As(err, &conflict) || b.Has(0) {
 		t.Errorf("piece with another sum: %v, has %v", err, b.Has(0))
 	}
-	if _, err := b.WriteAt(make([]byte, MinPieceLength), 0); err != nil {
-		t.Fatal(err)
-	}
-	if ok, err := b.Verify(0); ok || err != nil {
-		t.Errorf("wrong bytes verify: %v %v", ok, err)
+	if fresh, err := b.TakePiece(0, make([]byte, MinPieceLength)); fresh || err != ErrWrongPiece || b.Has(0) {
+		t.Errorf("wrong bytes: %v %v", fresh, err)
 	}
 	writePiece(t, b, data, 0)
-	// A late chunk does not reach a complete piece.
-	if _, err := b.WriteAt(make([]byte, ChunkLength), 0); err != nil {
-		t.Fatal(err)
+	// A late one does not replace it.
+	if fresh, err := b.TakePiece(0, make([]byte, MinPieceLength)); fresh || err != nil {
+		t.Errorf("late: %v %v", fresh, err)
 	}
 	got := make([]byte, ChunkLength)
 	if _, err := b.ReadAt(got, 0); err != nil || !bytes.Equal(got, data[:ChunkLength]) {
@@ -178,11 +172,11 @@ func TestWrongPieces(t *testing.T) {
 			t.Errorf("sum of piece %d accepted", i)
 		}
 	}
-	if _, err := b.WriteAt(data, 1); err == nil {
-		t.Error("write beyond the end accepted")
-	}
 	if _, err := b.WritePiece(1, data[:10]); err == nil {
 		t.Error("short piece accepted")
+	}
+	if fresh, err := b.TakePiece(1, data[:10]); fresh || err == nil {
+		t.Error("short piece taken")
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"os"
 	"sync"
 
@@ -32,40 +31,6 @@ func (b *Blob) expect(i int, s Sum) error {
 	b.known.Set(i)
 	b.sums[i] = s
 	return nil
-}
-
-// Verify hashes piece i as it is on disk. True means that it matches its
-// expected sum and is complete now. Without an expected sum it is false.
-func (b *Blob) Verify(i int) (bool, error) {
-	if err := b.checkPiece(i); err != nil {
-		return false, fmt.Errorf("verify: %w", err)
-	}
-	m := &b.pieceMu[i%stripes]
-	m.Lock()
-	defer m.Unlock()
-	if b.Has(i) {
-		return true, nil
-	}
-	want, ok := b.Sum(i)
-	if !ok {
-		return false, nil
-	}
-	off, n := b.geo.Piece(i)
-	buf := getBuffer()
-	defer putBuffer(buf)
-	h := sha256.New()
-	f, err := b.dataFile()
-	if err != nil {
-		return false, err
-	}
-	if _, err := io.CopyBuffer(onlyWriter{h}, io.NewSectionReader(f, off, n), *buf); err != nil {
-		return false, fmt.Errorf("read piece %d: %w", i, err)
-	}
-	if Sum(h.Sum(nil)) != want {
-		b.s.met.failed.Inc()
-		return false, nil
-	}
-	return true, b.complete(i, want)
 }
 
 // complete records a verified piece: first on disk, then for readers. The
@@ -307,6 +272,3 @@ var bufferPool = sync.Pool{New: func() any { b := make([]byte, 256<<10); return 
 func getBuffer() *[]byte { return bufferPool.Get().(*[]byte) }
 
 func putBuffer(b *[]byte) { bufferPool.Put(b) }
-
-// onlyWriter hides ReadFrom, so that CopyBuffer uses its buffer.
-type onlyWriter struct{ io.Writer }

@@ -122,7 +122,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	// Each node holds the image twice for a while, in Shoal's cache and in
 	// containerd's store, and the registry holds it, too.
 	log.Info().Msg("touching the memory that the pulls will use")
-	ballast, err := lab.NewBallast(ctx, o.size*int64(2*o.nodes+2))
+	ballast, err := lab.NewBallast(ctx, o.size*int64(2*o.nodes+3))
 	if err != nil {
 		return err
 	}

@@ -9,52 +9,38 @@ import (
 	"sync"
 	"time"
 
-	"github.com/anacrolix/torrent"
-	pp "github.com/anacrolix/torrent/peer_protocol"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
-	"golang.org/x/time/rate"
 
-	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/swarm/picker"
 )
 
 // tuning holds what tests and benchmarks vary. See defaultTuning.
 type tuning struct {
-	outstanding        int
-	minDepth, maxDepth int
-	chunk              int
-	maxConns           int
-	dialTimeout        time.Duration
-	answer             time.Duration
-}
-
-// depth is how many chunks may be requested of one of n peers at a time.
-func (t tuning) depth(n int) int {
-	return min(max(t.outstanding/(t.chunk*max(n, 1)), t.minDepth), t.maxDepth)
+	picker      picker.Tuning
+	maxConns    int
+	dialTimeout time.Duration
+	answer      time.Duration
 }
 
 // defaultTuning is what every engine runs with.
 var defaultTuning = tuning{
-	// How many bytes may be requested at a time, over all peers of a blob: what
-	// 10 Gbit/s carry in 13 ms. 8 containerd nodes pulling 1 GiB at 100 Mbit/s
-	// took 1.31 times the bound with 3.5 MiB, 1.27 with 7, 1.23 with 14.
-	outstanding: 16 << 20,
-	// How many chunks of it may be requested of one peer. Few leave a
-	// connection idle, many delay what others wait for: they are served in map
-	// order.
-	minDepth: 4,
-	maxDepth: 16,
-	// The length of a chunk in bytes, the same on all nodes.
-	chunk: chunker.ChunkLength,
 	// How many peers one blob is traded with. Connections are used both ways,
 	// and the tracker introduces fewer.
 	maxConns: 64,
-	// Bounds a connection attempt, and then its handshakes.
+	// Bounds a connection attempt and its handshakes.
 	dialTimeout: 3 * time.Second,
 	// How long a peer may owe a chunk without sending any: with chunks of
-	// 64 KiB it is slower than 2 KiB/s then.
+	// 128 KiB it is slower than 4.4 KiB/s then.
 	answer: 30 * time.Second,
 }
+
+const (
+	// maxComing is how many bytes of pieces may be half received, per blob.
+	maxComing = 64 << 20
+	// maxStrangers is how many incoming connections may be in their handshakes.
+	maxStrangers = 256
+)
 
 // Config of an Engine.
 type Config struct {
@@ -66,30 +52,35 @@ type Config struct {
 	// Dial connects to a peer's wire address, with TLS if the cluster has
 	// it.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Nodes, if set, lists the cluster's nodes: a peer that dialled is called
+	// by its name in logs and events then. It must not call the engine.
+	Nodes func() []string
 
 	Log zerolog.Logger
 	// Registerer, if set, gets the engine's metrics.
 	Registerer prometheus.Registerer
 }
 
-// Engine is this node's BitTorrent client. Its methods are safe for concurrent
+// Engine trades blobs with other nodes. Its methods are safe for concurrent
 // use.
 //
-// The library calls back with its client lock held. Locks are taken in this
-// order: the library's, Engine.mu, Torrent.mu. So nothing here calls the
-// library while it holds one of its own.
+// Locks are taken in this order: Engine.mu or Torrent.mu, link.mu; the blob's
+// own are last.
 type Engine struct {
-	cfg   Config
-	tune  tuning
-	met   *metrics
-	cl    *torrent.Client
-	id    torrent.PeerID
-	conns *conns
+	cfg    Config
+	tune   tuning
+	met    *metrics
+	id     peerID
+	life   context.Context // ends with the engine
+	cancel context.CancelFunc
+	work   sync.WaitGroup // accepting, and incoming connections
+
+	buffers buffers
 
 	mu       sync.Mutex
 	closed   bool
-	torrents map[[20]byte]*Torrent // by info hash
-	links    map[*torrent.PeerConn]*link
+	torrents map[infoHash]*Torrent
+	conns    map[net.Conn]struct{}
 }
 
 // New starts an engine.
@@ -99,72 +90,18 @@ func newEngine(c Config, tune tuning) (*Engine, error) {
 	if c.Listener == nil || c.Dial == nil || c.NodeID == "" {
 		return nil, errors.New("new engine: node id, listener and dial are required")
 	}
-	e := &Engine{
-		cfg: c, tune: tune, id: peerID(c.NodeID), conns: newConns(),
-		torrents: map[[20]byte]*Torrent{}, links: map[*torrent.PeerConn]*link{},
-	}
-	cl, err := torrent.NewClient(e.clientConfig())
-	if err != nil {
-		return nil, fmt.Errorf("start torrent client: %w", err)
-	}
-	e.cl = cl
-	if e.met, err = newMetrics(c.Registerer, e); err != nil {
-		cl.Close()
+	e := &Engine{cfg: c, tune: tune, id: nodeID(c.NodeID), torrents: map[infoHash]*Torrent{}, conns: map[net.Conn]struct{}{}}
+	e.life, e.cancel = context.WithCancel(context.Background())
+	var err error
+	if e.met, err = newMetrics(c.Registerer); err != nil {
 		return nil, fmt.Errorf("register engine metrics: %w", err)
 	}
-	cl.AddDialer(dialer{e.conns, c.Dial})
-	cl.AddListener(listener{c.Listener, e.conns})
+	e.work.Go(e.accept)
 	return e, nil
 }
 
-// clientConfig tells the library how to behave. Each setting was checked in
-// the source of v1.61.0.
-func (e *Engine) clientConfig() *torrent.ClientConfig {
-	tc := torrent.NewDefaultClientConfig()
-	// Nobody outside of the cluster hears of a blob.
-	tc.NoDHT, tc.DisableTrackers, tc.DisablePEX = true, true, true
-	tc.DisableWebtorrent, tc.DisableWebseeds = true, true
-	tc.NoDefaultPortForwarding = true
-	// Our own listener and dialer, which are TLS where the cluster is; so the
-	// library's obfuscation would only cost.
-	tc.DisableUTP, tc.DisableTCP = true, true
-	tc.HeaderObfuscationPolicy = torrent.HeaderObfuscationPolicy{Preferred: false, RequirePreferred: true}
-	tc.PeerID = string(e.id[:])
-	// Tells peers our name, see Engine.extended.
-	tc.ExtendedHandshakeClientVersion = e.cfg.NodeID
-	// Without Seed a peer gets at most 100 KiB more than it gave; without
-	// AlwaysWantConns a node that has and wants nothing yet refuses peers.
-	tc.Seed, tc.AlwaysWantConns = true, true
-	tc.DropDuplicatePeerIds = true
-	// Two complete nodes may each still serve others; Drop ends it.
-	tc.DropMutuallyCompletePeers = false
-	// The default of 64 MiB is a window over the rarest pieces, in which
-	// those that the neighbours have do not appear.
-	tc.MaxUnverifiedBytes = 0
-	tc.DialRateLimiter = rate.NewLimiter(rate.Inf, 0)
-	tc.EstablishedConnsPerTorrent = e.tune.maxConns
-	tc.HalfOpenConnsPerTorrent, tc.TotalHalfOpenConns = 100, 1000
-	tc.NominalDialTimeout, tc.MinDialTimeout = e.tune.dialTimeout, e.tune.dialTimeout
-	tc.HandshakesTimeout = e.tune.dialTimeout
-	// How much piece data may wait per connection to be sent: twice what a
-	// node of ours requests at a time.
-	tc.MaxAllocPeerRequestDataPerConn = 2 * e.tune.maxDepth * e.tune.chunk
-	tc.DefaultStorage = noStorage{} // the default one opens a database
-	tc.Logger, tc.Slogger = libraryLoggers(e.cfg.Log)
-
-	cb := &tc.Callbacks
-	cb.PeerConnAdded = append(cb.PeerConnAdded, e.connected)
-	cb.PeerConnClosed = e.disconnected
-	cb.ReadMessage = e.message
-	cb.ReadExtendedHandshake = e.extended
-	cb.SentRequest = append(cb.SentRequest, e.requested)
-	cb.DeletedRequest = append(cb.DeletedRequest, e.answered)
-	cb.ReceivedUsefulData = append(cb.ReceivedUsefulData, e.received)
-	return tc
-}
-
-// Close drops all torrents and connections. Goroutines of the library end soon
-// after it returns.
+// Close drops all torrents and connections. Nothing of the engine runs any
+// more when it returns.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	if e.closed {
@@ -176,123 +113,142 @@ func (e *Engine) Close() error {
 	for _, t := range e.torrents {
 		ts = append(ts, t)
 	}
-	e.mu.Unlock()
-	for _, t := range ts {
-		t.Drop()
+	for c := range e.conns {
+		hangUp(c)
 	}
-	errs := e.cl.Close()
+	e.mu.Unlock()
+	e.cancel()
 	err := e.cfg.Listener.Close()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
 	}
-	e.conns.close()
-	return errors.Join(append(errs, err)...)
+	for _, t := range ts {
+		t.Drop()
+	}
+	e.work.Wait()
+	return err
 }
 
-// peerID is a node's name on the wire: the customary client prefix, and a hash
+// nodeID is a node's name on the wire: the customary client prefix, and a hash
 // of the node's name.
-func peerID(node string) (id torrent.PeerID) {
+func nodeID(node string) (id peerID) {
 	h := sha256.Sum256([]byte(node))
 	copy(id[:], "-SH0001-")
 	copy(id[8:], h[:])
 	return id
 }
 
-func (e *Engine) link(pc *torrent.PeerConn) *link {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.links[pc]
-}
-
-func (e *Engine) linkOf(p *torrent.Peer) *link {
-	pc, ok := p.TryAsPeerConn()
-	if !ok {
-		return nil
+// accept takes in peers. Failures are waited out: a host can be short of file
+// descriptors for a while.
+func (e *Engine) accept() {
+	strangers := make(chan struct{}, maxStrangers)
+	for wait := time.Millisecond; ; {
+		c, err := e.cfg.Listener.Accept()
+		switch {
+		case err == nil:
+			wait = time.Millisecond
+			select {
+			case strangers <- struct{}{}:
+				e.work.Go(func() { e.receive(c, strangers) })
+			default:
+				hangUp(c)
+			}
+			continue
+		case errors.Is(err, net.ErrClosed):
+			wait = acceptRetryMax
+		}
+		select {
+		case <-e.life.Done():
+			return
+		case <-time.After(wait):
+			wait = min(2*wait, acceptRetryMax)
+		}
 	}
-	return e.link(pc)
 }
 
-// extensions are those of BEP 10 that peers are told of: our nudge only.
-// Metadata exchange and hole punching are left out: nobody needs them, and
-// their handlers trust their input too much.
-var extensions = torrent.LocalLtepProtocolMap{Index: []pp.ExtensionName{nudgeName}}
-
-// connected hears of a connection after its handshake.
-func (e *Engine) connected(pc *torrent.PeerConn) {
-	pc.PeerMaxRequests = e.tune.minDepth // see link.take
-	pc.LocalLtepProtocolMap = &extensions
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	t := e.torrents[pc.Torrent().InfoHash()]
+// receive serves a connection that a peer has opened.
+func (e *Engine) receive(c net.Conn, strangers <-chan struct{}) {
+	release := e.hold(c)
+	defer release()
+	t, h := e.meet(c)
+	<-strangers
 	if t == nil {
-		return // being dropped
+		hangUp(c)
+		return
 	}
-	l := newLink(t, pc)
-	e.links[pc] = l
-	e.met.peers.Inc()
-	t.linked(l)
+	t.trade(c, h.id, h.id)
 }
 
-// disconnected hears of the end of a connection, also of one whose handshake
-// failed.
-func (e *Engine) disconnected(pc *torrent.PeerConn) {
+// meet learns which blob a peer is after.
+func (e *Engine) meet(c net.Conn) (*Torrent, handshake) {
+	h, err := e.greet(c, handshake{}, false)
+	if err != nil {
+		return nil, h
+	}
 	e.mu.Lock()
-	l := e.links[pc]
-	delete(e.links, pc)
-	e.mu.Unlock()
-	if l != nil {
-		e.met.peers.Dec()
-		l.t.unlinked(l)
+	defer e.mu.Unlock()
+	return e.torrents[h.hash], h
+}
+
+// greet exchanges handshakes. Who dials speaks first, and is answered only for
+// a blob that is traded here.
+func (e *Engine) greet(c net.Conn, own handshake, first bool) (h handshake, err error) {
+	if err := c.SetDeadline(time.Now().Add(e.tune.dialTimeout)); err != nil {
+		return h, err
+	}
+	tuneTCP(c)
+	own.id = e.id
+	if first {
+		if _, err := c.Write(own.bytes()); err != nil {
+			return h, fmt.Errorf("write handshake: %w", err)
+		}
+	}
+	if h, err = readHandshake(c); err != nil {
+		return h, err
+	}
+	switch {
+	case first:
+		if h.hash != own.hash {
+			return h, errors.New("peer answers for another blob")
+		}
+	default:
+		e.mu.Lock()
+		known := e.torrents[h.hash] != nil
+		e.mu.Unlock()
+		if !known {
+			return h, errors.New("blob is not traded here")
+		}
+		own.hash = h.hash
+		if _, err := c.Write(own.bytes()); err != nil {
+			return h, fmt.Errorf("write handshake: %w", err)
+		}
+	}
+	return h, c.SetDeadline(time.Time{})
+}
+
+// hold has Close end the connection; release when it has ended.
+func (e *Engine) hold(c net.Conn) (release func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		hangUp(c)
+	}
+	e.conns[c] = struct{}{}
+	return func() {
+		e.mu.Lock()
+		delete(e.conns, c)
+		e.mu.Unlock()
 	}
 }
 
-// invalid is a message type that the library answers by closing.
-const invalid pp.MessageType = 0xff
+// buffers recycles the memory of pieces that are being received.
+type buffers struct{ pool sync.Pool }
 
-// message judges what a peer sent before the library acts on it.
-func (e *Engine) message(pc *torrent.PeerConn, m *pp.Message) {
-	l := e.link(pc)
-	if l == nil {
-		m.Type, m.Keepalive = invalid, false
-		return
+func (b *buffers) get(n int64) []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok && int64(cap(*p)) >= n {
+		return (*p)[:n]
 	}
-	err := l.take(m)
-	if err == nil {
-		return
-	}
-	if !errors.Is(err, errRefused) {
-		e.met.cut.WithLabelValues("protocol").Inc()
-		e.cfg.Log.Warn().Err(err).Str("peer", l.t.name(l.id)).Stringer("digest", l.t.id.Digest).
-			Msg("peer broke the wire protocol, closing the connection")
-	}
-	m.Type, m.Keepalive = invalid, false
+	return make([]byte, n)
 }
 
-// extended sees a peer's extended handshake before the library: it limits the
-// length of our request queue, and learns the peer's name.
-func (e *Engine) extended(pc *torrent.PeerConn, m *pp.ExtendedHandshakeMessage) {
-	m.Reqq = e.tune.maxDepth
-	l := e.link(pc)
-	if l != nil && peerID(m.V) == l.id {
-		l.t.introduced(l.id, m.V)
-	}
-}
-
-func (e *Engine) requested(ev torrent.PeerRequestEvent) {
-	if l := e.linkOf(ev.Peer); l != nil {
-		l.owe(1)
-	}
-}
-
-func (e *Engine) answered(ev torrent.PeerRequestEvent) {
-	if l := e.linkOf(ev.Peer); l != nil {
-		l.owe(-1)
-	}
-}
-
-// received notes who sent parts of a piece.
-func (e *Engine) received(ev torrent.ReceivedUsefulDataEvent) {
-	if l := e.linkOf(ev.Peer); l != nil {
-		l.gave(int(ev.Message.Index))
-	}
-}
+func (b *buffers) put(p []byte) { b.pool.Put(&p) }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
@@ -8,73 +9,35 @@ import (
 	"github.com/shoal-dev/shoal/chunker"
 )
 
-// maxHandshake is how long an extended handshake may be, in bytes; ours has
-// less than 200.
-const maxHandshake = 4 << 10
-
-// gate lets only those messages of one peer through that a node of ours sends,
-// in the order in which it sends them. The library trusts its peers where it
-// should not: a chunk that reaches over the end of its piece, pieces claimed
-// first all and then one by one, a hash or metadata message that names what is
-// not there, all end in a panic, or in accounts that panic later.
+// gate lets only those messages of one peer through that make sense for the
+// blob, in an order in which a peer may send them.
 type gate struct {
 	geo      chunker.Geometry
-	pieces   int
-	chunk    int64
 	declared bool // the peer has said which pieces it has
-	greeted  bool // the peer has sent its extended handshake
-}
-
-func newGate(g chunker.Geometry, chunk int) gate {
-	return gate{geo: g, pieces: g.NumPieces(), chunk: int64(chunk)}
 }
 
 // admit says what is wrong with a message.
-func (g *gate) admit(m *pp.Message) error {
-	if m.Keepalive {
+func (g *gate) admit(m message) error {
+	if m.keepalive {
 		return nil
 	}
-	switch m.Type {
-	case pp.Choke, pp.Unchoke, pp.Interested, pp.NotInterested:
-		return nil
+	switch m.kind {
 	case pp.Bitfield:
-		if want := (g.pieces + 7) / 8 * 8; len(m.Bitfield) != want {
-			return fmt.Errorf("bitfield of %d bits for %d pieces", len(m.Bitfield), g.pieces)
+		if _, err := chunker.BitfieldFromBytes(g.geo.NumPieces(), m.bits); err != nil {
+			return err
 		}
-		for i, set := range m.Bitfield[g.pieces:] {
-			if set {
-				return fmt.Errorf("bitfield with piece %d of %d", g.pieces+i, g.pieces)
-			}
-		}
-		return g.declare(m.Type)
+		return g.declare(m.kind)
 	case pp.HaveAll, pp.HaveNone:
-		return g.declare(m.Type)
+		return g.declare(m.kind)
 	case pp.Have:
 		if !g.declared {
-			// Ours always begins with one of the above.
-			return fmt.Errorf("%v before any bitfield", m.Type)
+			return errors.New("Have before any bitfield")
 		}
-		return g.inside(m.Index)
-	case pp.Request, pp.Cancel, pp.Reject:
-		return g.whole(m.Type, m.Index, m.Begin, int64(m.Length))
-	case pp.Piece:
-		return g.whole(m.Type, m.Index, m.Begin, int64(len(m.Piece)))
-	case pp.Extended:
-		if m.ExtendedID == nudgeID && len(m.ExtendedPayload) == 0 {
-			return nil
-		}
-		switch {
-		case m.ExtendedID != pp.HandshakeExtendedID:
-			return fmt.Errorf("message of an extension %d that was not offered", m.ExtendedID)
-		case len(m.ExtendedPayload) > maxHandshake:
-			return fmt.Errorf("extended handshake of %d bytes", len(m.ExtendedPayload))
-		case g.greeted:
-			return fmt.Errorf("second extended handshake")
-		}
-		g.greeted = true
-		return nil
+		return g.inside(m.index)
+	case pp.Request, pp.Cancel, pp.Reject, pp.Piece:
+		return g.whole(m)
 	}
-	return fmt.Errorf("unexpected %v", m.Type)
+	return nil
 }
 
 func (g *gate) declare(t pp.MessageType) error {
@@ -85,22 +48,22 @@ func (g *gate) declare(t pp.MessageType) error {
 	return nil
 }
 
-func (g *gate) inside(i pp.Integer) error {
-	if int64(i) >= int64(g.pieces) {
-		return fmt.Errorf("piece %d of %d", i, g.pieces)
+func (g *gate) inside(i uint32) error {
+	if int64(i) >= int64(g.geo.NumPieces()) {
+		return fmt.Errorf("piece %d of %d", i, g.geo.NumPieces())
 	}
 	return nil
 }
 
 // whole says that something is not exactly one chunk.
-func (g *gate) whole(t pp.MessageType, i, begin pp.Integer, length int64) error {
-	if err := g.inside(i); err != nil {
-		return fmt.Errorf("%v: %w", t, err)
+func (g *gate) whole(m message) error {
+	if err := g.inside(m.index); err != nil {
+		return fmt.Errorf("%v: %w", m.kind, err)
 	}
-	_, n := g.geo.Piece(int(i))
-	at := int64(begin)
-	if at%g.chunk != 0 || at >= n || length != min(g.chunk, n-at) {
-		return fmt.Errorf("%v of %d bytes at %d of a piece of %d", t, length, at, n)
+	_, n := g.geo.Piece(int(m.index))
+	at, length := int64(m.begin), int64(m.length)
+	if at%chunker.ChunkLength != 0 || at >= n || length != min(chunker.ChunkLength, n-at) {
+		return fmt.Errorf("%v of %d bytes at %d of a piece of %d", m.kind, length, at, n)
 	}
 	return nil
 }

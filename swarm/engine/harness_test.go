@@ -11,7 +11,6 @@ import (
 	"math/big"
 	mrand "math/rand/v2"
 	"net"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -45,6 +44,9 @@ type node struct {
 	id, addr string
 	store    *chunker.Store
 }
+
+// testNodes are the nodes whose names matter in a test.
+func testNodes() []string { return []string{"honest", "liar"} }
 
 func newNode(t testing.TB, id string, p plan) *node {
 	t.Helper()
@@ -91,7 +93,7 @@ func newNode(t testing.TB, id string, p plan) *node {
 			return tc, nil
 		}
 	}
-	e, err := newEngine(Config{NodeID: id, Listener: l, Dial: dial, Log: p.log, Registerer: p.reg}, p.tune)
+	e, err := newEngine(Config{NodeID: id, Listener: l, Dial: dial, Nodes: testNodes, Log: p.log, Registerer: p.reg}, p.tune)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,9 +256,6 @@ func (m *member) await(t testing.TB, what string, ok func() bool) {
 		case <-changed:
 		case <-time.After(10 * time.Millisecond):
 		case <-deadline:
-			var status strings.Builder
-			m.node.cl.WriteStatus(&status)
-			t.Log(status.String())
 			t.Fatalf("%s: not after 20 s; node %s has %d of %d pieces, %+v", what, m.node.id, m.blob.Have().Count(), m.blob.Have().Len(), m.Stats())
 		}
 	}

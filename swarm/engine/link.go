@@ -1,170 +1,311 @@
 package engine
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
 	"time"
 
-	"github.com/anacrolix/torrent"
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/swarm/picker"
 )
 
-// The library's writer of a connection can miss its wake-up: in
-// peerConnMsgWriter.run of v1.61.0, what becomes ready to be sent after
-// fillWriteBuffer has looked and before writeCond.Signaled is called is left
-// until something else wakes the writer, be it the last chunk that a peer
-// waits for, or our next requests. That happens once in some hundred small
-// downloads between two nodes; more peers wake each other and hide it. Only a
-// message that is written always wakes the writer. So after each sign of life
-// on a connection an empty message of an extension of ours is written, which
-// the peer ignores: after nudgeAfter, and while nothing happens in doubling
-// intervals up to 13 s, then no more. At most 20 of 6 bytes per second.
 const (
-	nudgeName  pp.ExtensionName   = "sh_nudge"
-	nudgeID    pp.ExtensionNumber = 1 // its place in extensions
-	nudgeAfter                    = 50 * time.Millisecond
-	maxNudges                     = 8
+	// readBuffer is what is read of a connection at a time, but for chunks,
+	// which go straight to where they belong.
+	readBuffer = 4 << 10
+	// maxServe is how many chunks a peer may have requested and not been sent:
+	// twice what a node of ours asks for.
+	maxServe = 2 * (16<<20 + chunker.MaxPieceLength) / chunker.ChunkLength
+	// linger is how long news of pieces waits for something else to be sent
+	// along with it. A packet and two wake-ups for each piece and each peer
+	// would cost more than the piece's own delivery.
+	linger = 10 * time.Millisecond
 )
 
-var errRefused = errors.New("peer is left out")
+var (
+	errGone = errors.New("connection ended")
+	errDisk = errors.New("disk")
+)
 
-// link is one connection to a peer.
+// link is one connection to a peer, on which both sides ask and serve.
 type link struct {
-	t  *Torrent
-	pc *torrent.PeerConn
-	id torrent.PeerID
+	t      *Torrent
+	c      net.Conn
+	id     peerID
+	dialer peerID // who dialled
+	gate   gate   // only the reader's
 
 	// Guarded by Torrent.mu.
-	refused bool
-	gate    gate
-	has     chunker.Bitfield // what the peer has
-	held    bool             // some of that was not passed on to the library yet
-	owed    int              // chunks requested and not yet received
-	heard   time.Time        // when the last one came, or the first one was requested
-	nudge   time.Time        // when to nudge; zero: not at all
-	nudges  int              // since something happened
+	peer    *picker.Peer
+	refused bool      // the peer is left out
+	choked  bool      // the peer does not serve for now
+	asked   []request // sent and not answered yet, in order
+	heard   time.Time // when the last chunk came, or the first one was asked
+
+	mu    sync.Mutex
+	out   []byte    // messages to send
+	news  []byte    // those that can wait until newsBy
+	by    time.Time // zero: there are none
+	serve []chunk   // to send, in order
+	ended bool
+	wake  chan struct{}
+	gone  chan struct{} // closed at the end
 }
 
-func newLink(t *Torrent, pc *torrent.PeerConn) *link {
-	return &link{t: t, pc: pc, id: pc.PeerID, gate: newGate(t.id.Geometry, t.e.tune.chunk), has: chunker.NewBitfield(t.id.Geometry.NumPieces())}
+// request is a chunk that the peer was asked for. Void ones were cancelled, but
+// may still come.
+type request struct {
+	chunk
+	try  uint64 // tells the times apart that a piece is asked for
+	void bool
 }
 
-// take judges a message of the peer and takes note of what it says. The
-// library's lock is held.
-func (l *link) take(m *pp.Message) error {
-	t := l.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if l.refused {
-		return errRefused
+func newLink(t *Torrent, c net.Conn, id, dialer peerID) *link {
+	return &link{
+		t: t, c: c, id: id, dialer: dialer, gate: gate{geo: t.id.Geometry}, choked: true,
+		wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
-	if err := l.gate.admit(m); err != nil {
-		return err
+}
+
+// end closes the connection, without waiting for anything.
+func (l *link) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return
 	}
-	l.pc.PeerMaxRequests = t.depth
-	fresh := !m.Keepalive && m.Type == pp.Have && !l.has.Has(int(m.Index))
-	defer l.hold(m, fresh)
-	if m.Keepalive || m.Type == pp.Extended {
-		return nil
+	l.ended = true
+	close(l.gone)
+	hangUp(l.c)
+}
+
+func (l *link) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
 	}
-	switch m.Type {
-	case pp.HaveAll:
-		for i := range l.has.Len() {
-			l.gains(i)
+}
+
+// say queues messages that build appends.
+func (l *link) say(build func(b []byte) []byte) {
+	l.mu.Lock()
+	l.out = build(l.out)
+	l.mu.Unlock()
+	l.poke()
+}
+
+// tell queues news of a piece.
+func (l *link) tell(i int) {
+	l.mu.Lock()
+	first := len(l.news) == 0
+	l.news = appendMessage(l.news, pp.Have, uint32(i))
+	if first {
+		l.by = time.Now().Add(linger)
+	}
+	l.mu.Unlock()
+	if first {
+		l.poke()
+	}
+}
+
+// write sends what is queued until the connection ends.
+func (l *link) write() error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	buf := make([]byte, 0, pieceHeader+chunker.ChunkLength)
+	for {
+		b, c, wait := l.next(buf[:0])
+		if wait != 0 {
+			timer.Reset(max(wait, 0))
+			select {
+			case <-l.wake:
+			case <-timer.C:
+			case <-l.gone:
+				return errGone
+			}
+			continue
 		}
-	case pp.Bitfield:
-		for i, set := range m.Bitfield[:l.has.Len()] {
-			if set {
-				l.gains(i)
+		if c.n > 0 {
+			var err error
+			if b, err = l.t.load(b, c); err != nil {
+				return err
 			}
 		}
-	case pp.Have:
-		l.gains(int(m.Index))
+		if cap(b) <= 2*cap(buf) {
+			buf = b
+		}
+		if len(b) == 0 {
+			continue
+		}
+		if err := l.c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return err
+		}
+		if _, err := l.c.Write(b); err != nil {
+			return err
+		}
+		if c.n > 0 {
+			l.t.sent(c.n)
+		}
 	}
-	now := time.Now()
-	switch m.Type {
-	case pp.HaveAll, pp.HaveNone, pp.Bitfield:
-		t.roster.trades(l.id, now)
+}
+
+// next takes what is to be sent: messages, appended to b, and then a chunk, if
+// its length is not zero. If there is nothing wait is how long to wait.
+func (l *link) next(b []byte) (_ []byte, c chunk, wait time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.out) == 0 && len(l.serve) == 0 {
+		if len(l.news) == 0 {
+			return b, c, time.Hour
+		}
+		if wait = time.Until(l.by); wait > 0 {
+			return b, c, wait
+		}
 	}
-	if l.stir(now) || t.picker.stirred() {
-		t.poke()
+	b = append(append(b, l.out...), l.news...)
+	l.out, l.news = l.out[:0], l.news[:0]
+	if len(l.serve) > 0 {
+		c = l.serve[0]
+		l.serve = l.serve[1:]
 	}
+	return b, c, 0
+}
+
+// load appends a chunk for a peer, or its rejection.
+func (t *Torrent) load(b []byte, c chunk) ([]byte, error) {
+	if !t.blob.Has(c.piece) {
+		return appendRequest(b, pp.Reject, c), nil // withdrawn since it was requested
+	}
+	off, _ := t.id.Geometry.Piece(c.piece)
+	b = appendPiece(b, c)
+	at := len(b)
+	b = append(b, make([]byte, c.n)...)
+	if _, err := t.blob.ReadAt(b[at:], off+c.begin); err != nil {
+		return nil, fmt.Errorf("read piece %d: %w: %w", c.piece, errDisk, err)
+	}
+	return b, nil
+}
+
+// read takes in what the peer says until the connection ends.
+func (l *link) read() error {
+	r := bufio.NewReaderSize(l.c, readBuffer)
+	coming := map[int]*coming{}
+	defer func() {
+		for _, c := range coming {
+			l.t.e.buffers.put(c.buf)
+		}
+	}()
+	for {
+		m, err := readMessage(r, l.t.id.Geometry.NumPieces())
+		if err != nil {
+			return err
+		}
+		if err := l.gate.admit(m); err != nil {
+			return err
+		}
+		if m.keepalive {
+			continue
+		}
+		switch m.kind {
+		case pp.Piece:
+			err = l.receive(r, m.chunk(), coming)
+		case pp.Request:
+			err = l.requested(m.chunk())
+		case pp.Cancel:
+			l.cancelled(m.chunk())
+		default:
+			err = l.t.hear(l, m)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// coming is a piece that is on its way from a peer.
+type coming struct {
+	buf  []byte
+	left int64
+	try  uint64
+}
+
+// receive reads the payload of a chunk, which was asked for, and settles its
+// piece when that is complete.
+func (l *link) receive(r *bufio.Reader, c chunk, all map[int]*coming) error {
+	t := l.t
+	try, known, live := t.expected(l, c)
+	if !known {
+		return fmt.Errorf("chunk at %d of piece %d that nobody asked for", c.begin, c.piece)
+	}
+	if !live {
+		_, err := r.Discard(int(c.n))
+		t.arrived(l, c, false)
+		return err
+	}
+	_, n := t.id.Geometry.Piece(c.piece)
+	p := all[c.piece]
+	if p == nil || p.try != try {
+		l.prune(all)
+		p = &coming{buf: t.e.buffers.get(n), left: n, try: try}
+		all[c.piece] = p
+	}
+	if _, err := io.ReadFull(r, p.buf[c.begin:c.begin+c.n]); err != nil {
+		return err
+	}
+	p.left -= c.n
+	t.arrived(l, c, true)
+	if p.left > 0 {
+		return nil
+	}
+	delete(all, c.piece)
+	t.settle(l, c.piece, p.buf)
+	t.e.buffers.put(p.buf)
 	return nil
 }
 
-// hold keeps news of pieces from the library while it waits for most of what it
-// requested of the peer. It would look for more to request at once, and then
-// take what that adds, mostly nothing, for what the peer can bear: in
-// applyRequestState of v1.61.0 peakRequests is the number of new requests, and
-// twice that is the limit from then on. In a swarm, with news all the time,
-// that left connections idle between one chunk and the next. News that was kept
-// goes to the library with the next message that makes room for it, as a
-// bitfield. m was admitted, and fresh says that it is news.
-func (l *link) hold(m *pp.Message, fresh bool) {
-	switch few := l.owed <= l.t.depth/2; {
-	case fresh && !few:
-		*m = pp.Message{Keepalive: true}
-		l.held = true
-	case l.held && few && (fresh || m.Keepalive || m.Type == pp.Extended && m.ExtendedID == nudgeID):
-		bits := make([]bool, (l.has.Len()+7)/8*8)
-		for i := range l.has.All() {
-			bits[i] = true
+// prune drops what came of pieces that were cancelled since.
+func (l *link) prune(all map[int]*coming) {
+	for i, p := range all {
+		if !l.t.awaits(l, i, p.try) {
+			delete(all, i)
+			l.t.e.buffers.put(p.buf)
 		}
-		*m = pp.Message{Type: pp.Bitfield, Bitfield: bits}
-		l.held = false
 	}
 }
 
-func (l *link) gains(i int) {
-	if !l.has.Has(i) {
-		l.has.Set(i)
-		l.t.picker.gained(i)
+// requested queues a chunk for the peer.
+func (l *link) requested(c chunk) error {
+	has := l.t.blob.Has(c.piece)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.serve) >= maxServe {
+		return fmt.Errorf("more than %d chunks requested at a time", maxServe)
 	}
+	if has {
+		l.serve = append(l.serve, c)
+	} else {
+		l.out = appendRequest(l.out, pp.Reject, c)
+	}
+	l.poke()
+	return nil
 }
 
-// stir notes that something happened for which the library may have to write,
-// and says whether the next nudge is sooner than before. Torrent.mu is held.
-func (l *link) stir(now time.Time) bool {
-	l.nudges = 0
-	at := now.Add(nudgeAfter)
-	if !l.nudge.IsZero() && !l.nudge.After(at) {
-		return false
+// cancelled forgets a chunk that was not sent yet.
+func (l *link) cancelled(c chunk) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k, s := range l.serve {
+		if s == c {
+			l.serve = append(l.serve[:k:k], l.serve[k+1:]...)
+			l.out = appendRequest(l.out, pp.Reject, c)
+			l.poke()
+			return
+		}
 	}
-	l.nudge = at
-	return true
-}
-
-// nudgeDue says whether to nudge now. Torrent.mu is held.
-func (l *link) nudgeDue(now time.Time) bool {
-	// A few together rather than one by one.
-	if l.nudge.IsZero() || l.nudge.After(now.Add(nudgeAfter/5)) {
-		return false
-	}
-	l.nudges++
-	l.nudge = now.Add(nudgeAfter << l.nudges)
-	if l.nudges >= maxNudges {
-		l.nudge = time.Time{}
-	}
-	return true
-}
-
-// owe notes that a chunk was requested of the peer, or no longer is.
-func (l *link) owe(n int) {
-	l.t.mu.Lock()
-	defer l.t.mu.Unlock()
-	idle := l.owed == 0
-	l.owed += n
-	if idle {
-		l.heard = time.Now()
-		l.t.poke()
-	}
-}
-
-// gave notes that the peer sent a chunk of piece i.
-func (l *link) gave(i int) {
-	l.t.mu.Lock()
-	defer l.t.mu.Unlock()
-	l.heard = time.Now()
-	l.t.ledger.sent(i, l.id)
 }

@@ -3,17 +3,16 @@ package engine
 import (
 	"errors"
 
-	"github.com/anacrolix/torrent"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 type metrics struct {
-	torrents, peers prometheus.Gauge
-	bad             prometheus.Counter
-	cut             *prometheus.CounterVec
+	torrents, peers             prometheus.Gauge
+	received, sent, wasted, bad prometheus.Counter
+	cut                         *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		torrents: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_wire_torrents",
@@ -22,6 +21,18 @@ func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
 		peers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_wire_peers",
 			Help: "Connections on which this node trades pieces now; a node counts once per blob.",
+		}),
+		received: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_wire_received_bytes_total",
+			Help: "Bytes of pieces received from other pullers that were asked for.",
+		}),
+		sent: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_wire_sent_bytes_total",
+			Help: "Bytes of pieces sent to other pullers.",
+		}),
+		wasted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_wire_wasted_bytes_total",
+			Help: "Bytes of pieces received twice, too late, or wrong.",
 		}),
 		bad: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_wire_bad_pieces_total",
@@ -38,26 +49,8 @@ func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	// The library counts bytes; its accounts are atomics, cheap to read.
-	stat := func(f func(torrent.ConnStats) int64) func() float64 {
-		return func() float64 { return float64(f(e.cl.ConnStats())) }
-	}
 	var errs []error
-	for _, c := range []prometheus.Collector{
-		m.torrents, m.peers, m.bad, m.cut,
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "shoal_wire_received_bytes_total",
-			Help: "Bytes of pieces received from other pullers and of use.",
-		}, stat(func(s torrent.ConnStats) int64 { return s.BytesReadUsefulData.Int64() })),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "shoal_wire_sent_bytes_total",
-			Help: "Bytes of pieces sent to other pullers.",
-		}, stat(func(s torrent.ConnStats) int64 { return s.BytesWrittenData.Int64() })),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "shoal_wire_wasted_bytes_total",
-			Help: "Bytes of pieces received twice or too late.",
-		}, stat(func(s torrent.ConnStats) int64 { return s.BytesReadData.Int64() - s.BytesReadUsefulData.Int64() })),
-	} {
+	for _, c := range []prometheus.Collector{m.torrents, m.peers, m.received, m.sent, m.wasted, m.bad, m.cut} {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

@@ -1,10 +1,7 @@
 package engine
 
 import (
-	"fmt"
 	"time"
-
-	"github.com/anacrolix/torrent"
 )
 
 const (
@@ -27,13 +24,13 @@ const (
 // roster decides whom to dial and when, for one torrent. It is not safe for
 // concurrent use.
 type roster struct {
-	self  torrent.PeerID
-	peers map[torrent.PeerID]*acquaintance
+	self  peerID
+	peers map[peerID]*acquaintance
 }
 
 // acquaintance is what is known of a peer.
 type acquaintance struct {
-	name  string // empty: it has not said
+	name  string // empty: it came by itself
 	addr  string // empty: it came by itself
 	conns int
 	tries int       // attempts since it last traded with us for a while
@@ -43,11 +40,11 @@ type acquaintance struct {
 	until time.Time // left out until then
 }
 
-func newRoster(self torrent.PeerID) *roster {
-	return &roster{self: self, peers: map[torrent.PeerID]*acquaintance{}}
+func newRoster(self peerID) *roster {
+	return &roster{self: self, peers: map[peerID]*acquaintance{}}
 }
 
-func (r *roster) get(id torrent.PeerID) *acquaintance {
+func (r *roster) get(id peerID) *acquaintance {
 	a := r.peers[id]
 	if a == nil {
 		a = &acquaintance{}
@@ -58,7 +55,7 @@ func (r *roster) get(id torrent.PeerID) *acquaintance {
 
 // add takes in a peer that somebody named.
 func (r *roster) add(p Peer, now time.Time) {
-	id := peerID(p.ID)
+	id := nodeID(p.ID)
 	if id == r.self || p.Addr == "" {
 		return
 	}
@@ -109,7 +106,7 @@ func (r *roster) wake() (at time.Time) {
 
 // connected notes a connection, and says whether the peer is welcome. It may
 // still turn out that the peer does not trade this blob.
-func (r *roster) connected(id torrent.PeerID, now time.Time) bool {
+func (r *roster) connected(id peerID, now time.Time) bool {
 	a := r.get(id)
 	a.conns++
 	a.next = time.Time{}
@@ -117,11 +114,11 @@ func (r *roster) connected(id torrent.PeerID, now time.Time) bool {
 }
 
 // trades notes that a connected peer does trade this blob.
-func (r *roster) trades(id torrent.PeerID, now time.Time) { r.get(id).met = now }
+func (r *roster) trades(id peerID, now time.Time) { r.get(id).met = now }
 
 // gone notes the end of a connection. One that did not last counts as a
 // failed attempt: the peer leaves us out, or has lost the blob.
-func (r *roster) gone(id torrent.PeerID, now time.Time) {
+func (r *roster) gone(id peerID, now time.Time) {
 	a := r.get(id)
 	a.conns--
 	if a.conns > 0 {
@@ -140,7 +137,7 @@ func (r *roster) gone(id torrent.PeerID, now time.Time) {
 }
 
 // cut leaves a peer out for a while, if it is not already.
-func (r *roster) cut(id torrent.PeerID, now time.Time) {
+func (r *roster) cut(id peerID, now time.Time) {
 	a := r.get(id)
 	if now.Before(a.until) {
 		return
@@ -152,15 +149,12 @@ func (r *roster) cut(id torrent.PeerID, now time.Time) {
 	}
 }
 
-// introduce notes the name that a peer gave itself.
-func (r *roster) introduce(id torrent.PeerID, name string) { r.get(id).name = name }
-
-// name is how to call a peer.
-func (r *roster) name(id torrent.PeerID) string {
-	if a := r.peers[id]; a != nil && a.name != "" {
+// name is how a peer was named; empty: it came by itself.
+func (r *roster) name(id peerID) string {
+	if a := r.peers[id]; a != nil {
 		return a.name
 	}
-	return fmt.Sprintf("unknown %x", id[8:])
+	return ""
 }
 
 func later(a, b time.Time) time.Time {

@@ -10,7 +10,7 @@ import (
 // orderedNames returns two node names, the one with the higher peer id first.
 func orderedNames() (high, low string) {
 	high, low = "a", "b"
-	x, y := peerID(high), peerID(low)
+	x, y := nodeID(high), nodeID(low)
 	if string(x[:]) < string(y[:]) {
 		high, low = low, high
 	}
@@ -20,12 +20,12 @@ func orderedNames() (high, low string) {
 func TestRosterHigherIDDials(t *testing.T) {
 	high, low := orderedNames()
 	now := time.Unix(1000, 0)
-	r := newRoster(peerID(high))
+	r := newRoster(nodeID(high))
 	r.add(Peer{low, "low:1"}, now)
 	if diff := cmp.Diff([]string{"low:1"}, r.due(now)); diff != "" {
 		t.Errorf("higher: %s", diff)
 	}
-	r = newRoster(peerID(low))
+	r = newRoster(nodeID(low))
 	r.add(Peer{high, "high:1"}, now)
 	if got := r.due(now); got != nil {
 		t.Errorf("the lower one dials at once: %v", got)
@@ -39,7 +39,7 @@ func TestRosterHigherIDDials(t *testing.T) {
 }
 
 func TestRosterIgnoresNonsense(t *testing.T) {
-	r := newRoster(peerID("me"))
+	r := newRoster(nodeID("me"))
 	r.add(Peer{"me", "me:1"}, time.Now())
 	r.add(Peer{"x", ""}, time.Now())
 	if len(r.peers) != 0 {
@@ -52,7 +52,7 @@ func TestRosterIgnoresNonsense(t *testing.T) {
 func TestRosterGivesUp(t *testing.T) {
 	high, low := orderedNames()
 	start := time.Unix(1000, 0)
-	r := newRoster(peerID(high))
+	r := newRoster(nodeID(high))
 	r.add(Peer{low, "x:1"}, start)
 	var at []time.Duration
 	for !r.wake().IsZero() {
@@ -63,11 +63,11 @@ func TestRosterGivesUp(t *testing.T) {
 			r.add(Peer{low, "x:1"}, now)
 			// Somebody answers who does not know the blob, or does not
 			// want us.
-			r.connected(peerID(low), now)
+			r.connected(nodeID(low), now)
 			if len(at)%2 == 0 {
-				r.trades(peerID(low), now)
+				r.trades(nodeID(low), now)
 			}
-			r.gone(peerID(low), now)
+			r.gone(nodeID(low), now)
 		}
 	}
 	const ms = time.Millisecond
@@ -83,20 +83,20 @@ func TestRosterGivesUp(t *testing.T) {
 func TestRosterReconnects(t *testing.T) {
 	high, low := orderedNames()
 	now := time.Unix(1000, 0)
-	r := newRoster(peerID(high))
+	r := newRoster(nodeID(high))
 	r.add(Peer{low, "x:1"}, now)
 	r.due(now)
-	if !r.connected(peerID(low), now) {
+	if !r.connected(nodeID(low), now) {
 		t.Error("not welcome")
 	}
-	r.trades(peerID(low), now)
+	r.trades(nodeID(low), now)
 	r.add(Peer{low, "x:1"}, now)
 	if !r.wake().IsZero() {
 		t.Error("dials a connected peer")
 	}
-	r.peers[peerID(low)].tries = 5
+	r.peers[nodeID(low)].tries = 5
 	now = now.Add(time.Minute)
-	r.gone(peerID(low), now)
+	r.gone(nodeID(low), now)
 	if got := r.wake(); !got.Equal(now.Add(dialRetryMin)) {
 		t.Errorf("wakes at %v", got)
 	}
@@ -110,32 +110,32 @@ func TestRosterReconnects(t *testing.T) {
 func TestRosterLeavesOut(t *testing.T) {
 	high, low := orderedNames()
 	now := time.Unix(1000, 0)
-	r := newRoster(peerID(high))
+	r := newRoster(nodeID(high))
 	r.add(Peer{low, "x:1"}, now)
-	r.connected(peerID(low), now)
-	r.cut(peerID(low), now)
-	r.cut(peerID(low), now) // the same lie seen twice
-	r.gone(peerID(low), now)
+	r.connected(nodeID(low), now)
+	r.cut(nodeID(low), now)
+	r.cut(nodeID(low), now) // the same lie seen twice
+	r.gone(nodeID(low), now)
 	if got := r.wake(); !got.Equal(now.Add(cutMin)) {
 		t.Errorf("dials it at %v", got)
 	}
-	if r.connected(peerID(low), now.Add(cutMin-1)) {
+	if r.connected(nodeID(low), now.Add(cutMin-1)) {
 		t.Error("let in")
 	}
-	r.gone(peerID(low), now.Add(cutMin-1))
+	r.gone(nodeID(low), now.Add(cutMin-1))
 	now = now.Add(cutMin)
-	if !r.connected(peerID(low), now) {
+	if !r.connected(nodeID(low), now) {
 		t.Error("not let in after its time")
 	}
 	for range 20 {
-		r.cut(peerID(low), now)
-		now = r.peers[peerID(low)].until
+		r.cut(nodeID(low), now)
+		now = r.peers[nodeID(low)].until
 	}
-	if got := r.peers[peerID(low)]; !r.connected(peerID(low), got.until) {
+	if got := r.peers[nodeID(low)]; !r.connected(nodeID(low), got.until) {
 		t.Error("out for good")
 	}
-	r.cut(peerID(low), now)
-	if got := r.peers[peerID(low)].until.Sub(now); got != cutMax {
+	r.cut(nodeID(low), now)
+	if got := r.peers[nodeID(low)].until.Sub(now); got != cutMax {
 		t.Errorf("out for %v", got)
 	}
 }
@@ -144,16 +144,9 @@ func TestRosterLeavesOut(t *testing.T) {
 // gone, but for how long it is left out.
 func TestRosterForgetsStrangers(t *testing.T) {
 	now := time.Unix(1000, 0)
-	r := newRoster(peerID("me"))
-	id := peerID("stranger")
+	r := newRoster(nodeID("me"))
+	id := nodeID("stranger")
 	r.connected(id, now)
-	if got := r.name(id); got != "unknown "+hexOf(id[8:]) {
-		t.Errorf("called %q", got)
-	}
-	r.introduce(id, "stranger")
-	if got := r.name(id); got != "stranger" {
-		t.Errorf("called %q", got)
-	}
 	r.gone(id, now)
 	if len(r.peers) != 0 {
 		t.Error("still known")
@@ -164,13 +157,4 @@ func TestRosterForgetsStrangers(t *testing.T) {
 	if len(r.peers) != 1 {
 		t.Error("forgotten though left out")
 	}
-}
-
-func hexOf(p []byte) string {
-	const digits = "0123456789abcdef"
-	var s []byte
-	for _, b := range p {
-		s = append(s, digits[b>>4], digits[b&15])
-	}
-	return string(s)
 }

@@ -1,15 +1,19 @@
 package engine
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/anacrolix/torrent"
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"github.com/shoal-dev/shoal/chunker"
+	"github.com/shoal-dev/shoal/swarm/picker"
 )
 
 // Peer is another node that is pulling the same blob.
@@ -34,83 +38,66 @@ type Events struct {
 // and harmless after Drop.
 type Torrent struct {
 	e    *Engine
-	t    *torrent.Torrent
 	id   chunker.Identity
 	blob *chunker.Blob
 	ev   Events
 
-	wake chan struct{} // there may be something to do
-	stop chan struct{}
-	done chan struct{}
-	drop sync.Once
+	wake   chan struct{}   // there may be something to do
+	life   context.Context // ends with Drop
+	cancel context.CancelFunc
+	done   chan struct{} // closed when run has returned
+	drop   sync.Once
+	work   sync.WaitGroup // links and dials; added to before dropped is set
 
-	// access is held shared while the library works on the blob, and closed
-	// to it by Drop.
-	access  sync.RWMutex
-	dropped bool
+	received, served, wasted atomic.Int64
 
-	// steer is held from a decision of the picker until the library knows of
-	// it. It comes before all other locks, and no callback takes it.
-	steer sync.Mutex
-
-	mu     sync.Mutex
-	depth  int  // chunks to request of one peer at a time
-	active bool // has or wants something; before, the library does not dial
-	roster *roster
-	ledger *ledger
-	picker *picker
-	links  map[*link]struct{}
-	queue  []event
-	stale  []int // pieces that the library is to ask about again
+	mu       sync.Mutex
+	dropped  bool
+	active   bool // has or wants something; before, nobody is dialled
+	roster   *roster
+	picker   *picker.Picker
+	failures map[int]*failure // of pieces that are wanted
+	links    map[*link]struct{}
+	tries    uint64
+	queue    []func() // events, for run to call
 }
 
-// event is work for the torrent's goroutine.
-type event struct {
-	piece   int
-	result  result
-	verdict verdict
+// failure is what is known of a piece that does not verify.
+type failure struct {
+	tries   int
+	senders []peerID
 }
+
+// maxFailures is how often a piece may fail before it is not wanted any more.
+// The first failure ends the connection to its sender, and the second try goes
+// to another; a third means that its sum is wrong, or that nobody honest has
+// it.
+const maxFailures = 3
 
 // Add joins the swarm of a blob, which must stay pinned until Drop has
 // returned. Pieces that are complete are offered at once; none is wanted yet.
 // A blob can be added once at a time.
 func (e *Engine) Add(id chunker.Identity, b *chunker.Blob, ev Events) (*Torrent, error) {
+	have := b.Have()
 	t := &Torrent{
 		e: e, id: id, blob: b, ev: ev,
-		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
-		roster: newRoster(e.id), ledger: newLedger(), picker: newPicker(id.Geometry), links: map[*link]struct{}{},
+		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		active: have.Count() > 0, roster: newRoster(e.id), failures: map[int]*failure{}, links: map[*link]struct{}{},
+		picker: picker.New(e.tune.picker, id.Geometry, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))),
 	}
-	t.resize()
-	hash := id.InfoHash()
-	// First here, then in the library, since peers may already be waiting.
 	e.mu.Lock()
+	defer e.mu.Unlock()
+	hash := infoHash(id.InfoHash())
 	switch {
 	case e.closed:
-		e.mu.Unlock()
 		return nil, fmt.Errorf("add torrent of %s: engine closed", id.Digest)
 	case e.torrents[hash] != nil:
-		e.mu.Unlock()
 		return nil, fmt.Errorf("add torrent of %s: already there", id.Digest)
 	}
 	e.torrents[hash] = t
-	e.mu.Unlock()
 	e.met.torrents.Inc()
-
-	t.t, _ = e.cl.AddTorrentOpt(torrent.AddTorrentOpts{
-		InfoHash:                 hash,
-		Storage:                  blobStorage{t},
-		ChunkSize:                pp.Integer(e.tune.chunk),
-		InfoBytes:                id.InfoBytes(),
-		DisableInitialPieceCheck: true,
-	})
-	t.t.SetOnWriteChunkError(t.cannotWrite)
-	have := b.Have()
-	t.active = have.Count() > 0
+	t.life, t.cancel = context.WithCancel(e.life)
 	go t.run()
-	if t.t.Info() == nil {
-		t.Drop()
-		return nil, fmt.Errorf("add torrent of %s: the engine does not accept its info", id.Digest)
-	}
 	return t, nil
 }
 
@@ -118,30 +105,21 @@ func (e *Engine) Add(id chunker.Identity, b *chunker.Blob, ev Events) (*Torrent,
 // is called any more. It waits for events that are being called.
 func (t *Torrent) Drop() {
 	t.drop.Do(func() {
-		t.t.Drop()
-		t.access.Lock()
-		t.dropped = true
-		t.access.Unlock()
-		close(t.stop)
-		<-t.done
 		t.e.mu.Lock()
-		delete(t.e.torrents, t.id.InfoHash())
+		delete(t.e.torrents, infoHash(t.id.InfoHash()))
 		t.e.mu.Unlock()
+		t.mu.Lock()
+		t.dropped = true
+		for l := range t.links {
+			l.end()
+		}
+		t.mu.Unlock()
+		t.cancel()
+		<-t.done
+		t.work.Wait()
 		t.e.met.torrents.Dec()
 	})
 }
-
-// enter is asked before the blob is touched; leave follows if it is true.
-func (t *Torrent) enter() bool {
-	t.access.RLock()
-	if t.dropped {
-		t.access.RUnlock()
-		return false
-	}
-	return true
-}
-
-func (t *Torrent) leave() { t.access.RUnlock() }
 
 // AddPeers connects to peers. Those that are connected already, or are being
 // tried, are left alone.
@@ -158,169 +136,348 @@ func (t *Torrent) AddPeers(ps []Peer) {
 // Want asks peers for pieces whose expected sums the blob knows. Those that it
 // has are left alone.
 func (t *Torrent) Want(is ...int) {
-	if !t.enter() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.dropped {
 		return
 	}
-	defer t.leave()
-	is = slices.DeleteFunc(t.valid(is), t.blob.Has)
-	t.mu.Lock()
+	some := false
 	for _, i := range is {
-		t.ledger.fresh(i)
-		t.picker.want(i)
+		if t.exists(i) && !t.blob.Has(i) {
+			delete(t.failures, i)
+			t.picker.Want(i)
+			some = true
+		}
 	}
-	t.active = t.active || len(is) > 0
-	t.mu.Unlock()
-	t.poke()
+	if !some {
+		return
+	}
+	if !t.active {
+		t.active = true
+		t.poke()
+	}
+	t.askAll(time.Now())
 }
 
 // Unwant stops asking peers for pieces.
 func (t *Torrent) Unwant(is ...int) {
-	if !t.enter() {
-		return
-	}
-	defer t.leave()
-	is = t.valid(is)
-	t.steer.Lock()
-	defer t.steer.Unlock()
-	t.forget(is)
-	runs(is, t.t.CancelPieces)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unwant(is)
 }
 
 // Have tells the swarm that pieces changed in the blob by another way: they
 // came from a source and are offered now, or they were rejected and are no
 // longer offered, nor wanted until Want is called again.
 func (t *Torrent) Have(is ...int) {
-	if !t.enter() {
-		return
-	}
-	defer t.leave()
-	is = t.valid(is)
-	t.steer.Lock()
-	defer t.steer.Unlock()
-	t.forget(is)
-	for _, i := range is {
-		if !t.blob.Has(i) {
-			t.t.CancelPieces(i, i+1)
-		}
-		t.update(i)
-	}
-	t.mu.Lock()
-	t.active = t.active || len(is) > 0
-	t.mu.Unlock()
-	t.poke()
-}
-
-// update has the library ask the blob whether it has piece i. While the
-// library is hashing the piece it will set what comes of that, without asking
-// again, so it has to be told once more then.
-func (t *Torrent) update(i int) {
-	t.t.Piece(i).UpdateCompletion()
-	if s := t.t.PieceState(i); s.Hashing || s.Marking || s.QueuedForHash {
-		t.mu.Lock()
-		t.stale = append(t.stale, i)
-		t.mu.Unlock()
-	}
-}
-
-func (t *Torrent) forget(is []int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.dropped {
+		return
+	}
+	t.unwant(is)
 	for _, i := range is {
-		t.picker.unwant(i)
-	}
-}
-
-// valid returns those piece numbers that exist, sorted.
-func (t *Torrent) valid(is []int) []int {
-	n := t.id.Geometry.NumPieces()
-	is = slices.DeleteFunc(slices.Clone(is), func(i int) bool { return i < 0 || i >= n })
-	slices.Sort(is)
-	return slices.Compact(is)
-}
-
-// runs calls f for each run of consecutive numbers in is, which is sorted: the
-// library locks and looks around once per call.
-func runs(is []int, f func(begin, end int)) {
-	for len(is) > 0 {
-		n := 1
-		for n < len(is) && is[n] == is[0]+n {
-			n++
+		if t.exists(i) && t.blob.Has(i) {
+			t.announce(i)
+			if !t.active {
+				t.active = true
+				t.poke()
+			}
 		}
-		f(is[0], is[0]+n)
-		is = is[n:]
 	}
+}
+
+func (t *Torrent) exists(i int) bool { return i >= 0 && i < t.id.Geometry.NumPieces() }
+
+// unwant is Unwant. Torrent.mu is held, as for the following.
+func (t *Torrent) unwant(is []int) {
+	some := false
+	for _, i := range is {
+		if t.exists(i) {
+			t.over(i)
+			some = true
+		}
+	}
+	if some && !t.dropped {
+		t.askAll(time.Now()) // who was asked has room now
+	}
+}
+
+// over stops the search for a piece.
+func (t *Torrent) over(i int) {
+	delete(t.failures, i)
+	for _, q := range t.picker.Unwant(i) {
+		for l := range t.links {
+			if l.peer == q {
+				l.cancel(i)
+			}
+		}
+	}
+}
+
+// announce tells the peers of a piece: also those that have said that they have
+// it, which may have had to withdraw it since.
+func (t *Torrent) announce(i int) {
+	for l := range t.links {
+		l.tell(i)
+	}
+}
+
+// askAll asks all peers for what they should be asked for now.
+func (t *Torrent) askAll(now time.Time) {
+	for l := range t.links {
+		l.ask(now)
+	}
+}
+
+// ask asks the peer for what it should be asked for now.
+func (l *link) ask(now time.Time) {
+	if l.choked || l.refused {
+		return
+	}
+	idle := l.peer.Owed() == 0
+	if idle {
+		l.heard = now
+	}
+	for {
+		i, ok := l.peer.Next(now)
+		if !ok {
+			if idle && l.peer.Owed() > 0 {
+				l.t.poke() // there is something to watch now
+			}
+			return
+		}
+		l.t.tries++
+		begin := len(l.asked)
+		for c := range l.t.chunks(i) {
+			l.asked = append(l.asked, request{chunk: c, try: l.t.tries})
+		}
+		l.say(func(b []byte) []byte {
+			for _, r := range l.asked[begin:] {
+				b = appendRequest(b, pp.Request, r.chunk)
+			}
+			return b
+		})
+	}
+}
+
+// chunks of a piece, in order.
+func (t *Torrent) chunks(i int) func(yield func(chunk) bool) {
+	_, n := t.id.Geometry.Piece(i)
+	return func(yield func(chunk) bool) {
+		for at := int64(0); at < n; at += chunker.ChunkLength {
+			if !yield(chunk{i, at, min(chunker.ChunkLength, n-at)}) {
+				return
+			}
+		}
+	}
+}
+
+// cancel takes back what was asked of the peer of a piece.
+func (l *link) cancel(i int) {
+	l.say(func(b []byte) []byte {
+		for k := range l.asked {
+			if r := &l.asked[k]; r.piece == i && !r.void {
+				r.void = true
+				b = appendRequest(b, pp.Cancel, r.chunk)
+			}
+		}
+		return b
+	})
+}
+
+// voidAll notes that whatever was asked of the peer is asked of others.
+func (l *link) voidAll() {
+	l.peer.Drop()
+	for k := range l.asked {
+		l.asked[k].void = true
+	}
+}
+
+// expected finds the request that a chunk answers. It stays in the list until
+// the chunk has arrived.
+func (t *Torrent) expected(l *link, c chunk) (try uint64, known, live bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := slices.IndexFunc(l.asked, func(r request) bool { return r.chunk == c })
+	if k < 0 {
+		return 0, false, false
+	}
+	return l.asked[k].try, true, !l.asked[k].void
+}
+
+// awaits says whether chunks of a piece are still to come of a try.
+func (t *Torrent) awaits(l *link, i int, try uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.ContainsFunc(l.asked, func(r request) bool { return r.piece == i && r.try == try && !r.void })
+}
+
+// arrived notes that a chunk has been read, and asks for more.
+func (t *Torrent) arrived(l *link, c chunk, useful bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l.answered(c)
+	now := time.Now()
+	l.heard = now
+	if useful {
+		l.peer.Came(c.piece, c.n, now)
+		t.received.Add(c.n)
+		t.e.met.received.Add(float64(c.n))
+	} else {
+		t.waste(c.n)
+	}
+	l.ask(now)
+}
+
+// waste notes that n bytes came for nothing.
+func (t *Torrent) waste(n int64) {
+	t.wasted.Add(n)
+	t.e.met.wasted.Add(float64(n))
+}
+
+func (t *Torrent) sent(n int64) {
+	t.served.Add(n)
+	t.e.met.sent.Add(float64(n))
+}
+
+// answered notes that a chunk came, or was refused.
+func (l *link) answered(c chunk) (known, live bool) {
+	k := slices.IndexFunc(l.asked, func(r request) bool { return r.chunk == c })
+	if k < 0 {
+		return false, false
+	}
+	live = !l.asked[k].void
+	l.asked = slices.Delete(l.asked, k, k+1)
+	return true, live
+}
+
+// hear takes in what a peer says of itself.
+func (t *Torrent) hear(l *link, m message) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	switch m.kind {
+	case pp.Choke:
+		l.choked = true
+		l.voidAll()
+		t.askAll(now)
+		return nil
+	case pp.Unchoke:
+		l.choked = false
+	case pp.Bitfield:
+		bits, err := chunker.BitfieldFromBytes(t.id.Geometry.NumPieces(), m.bits)
+		if err != nil {
+			return err
+		}
+		for i := range bits.All() {
+			l.peer.Gain(i)
+		}
+		t.roster.trades(l.id, now)
+	case pp.HaveAll:
+		for i := range t.id.Geometry.NumPieces() {
+			l.peer.Gain(i)
+		}
+		t.roster.trades(l.id, now)
+	case pp.HaveNone:
+		t.roster.trades(l.id, now)
+	case pp.Have:
+		l.peer.Gain(int(m.index))
+	case pp.Reject:
+		known, live := l.answered(m.chunk())
+		if !known {
+			return fmt.Errorf("rejection at %d of piece %d that nobody asked for", m.begin, m.index)
+		}
+		if live { // it has lost the piece
+			i := int(m.index)
+			l.peer.Lose(i)
+			for k := range l.asked {
+				if l.asked[k].piece == i {
+					l.asked[k].void = true
+				}
+			}
+			t.askAll(now)
+			return nil
+		}
+	default:
+		return nil
+	}
+	l.ask(now)
+	return nil
+}
+
+// settle takes in a piece that a peer has sent.
+func (t *Torrent) settle(l *link, i int, p []byte) {
+	fresh, err := t.blob.TakePiece(i, p)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l.peer.Return(i)
+	switch {
+	case err == nil && fresh:
+		t.over(i)
+		t.announce(i)
+		t.tellOwner(func() {
+			if t.ev.PieceDone != nil {
+				t.ev.PieceDone(i)
+			}
+		})
+	case err == nil:
+		t.over(i) // it came another way meanwhile
+		t.waste(int64(len(p)))
+	default:
+		t.waste(int64(len(p)))
+		t.failed(l, i, err)
+	}
+	l.ask(time.Now())
+}
+
+// tellOwner has run call f, in order.
+func (t *Torrent) tellOwner(f func()) {
+	t.queue = append(t.queue, f)
+	t.poke()
 }
 
 // Stats of a torrent, in bytes of pieces since it was added.
 type Stats struct {
-	BytesFromPeers, BytesToPeers, WastedBytes int64
+	BytesFromPeers, BytesToPeers int64
+	// WastedBytes came twice, too late, or were wrong; only the last of these
+	// are among BytesFromPeers, too.
+	WastedBytes int64
 	// Peers is how many nodes it is connected to.
 	Peers int
 }
 
 // Stats may be called at any time, also after Drop.
 func (t *Torrent) Stats() Stats {
-	s := t.t.Stats()
-	read, useful := s.BytesReadData.Int64(), s.BytesReadUsefulData.Int64()
-	return Stats{BytesFromPeers: useful, BytesToPeers: s.BytesWrittenData.Int64(), WastedBytes: read - useful, Peers: s.ActivePeers}
-}
-
-// judge takes a hasher's result. It does not block.
-func (t *Torrent) judge(i int, r result) {
 	t.mu.Lock()
-	t.queue = append(t.queue, event{i, r, t.ledger.judge(i, r)})
-	if r == good {
-		t.picker.unwant(i)
+	defer t.mu.Unlock()
+	return Stats{
+		BytesFromPeers: t.received.Load(), BytesToPeers: t.served.Load(), WastedBytes: t.wasted.Load(), Peers: len(t.links),
 	}
-	t.mu.Unlock()
-	t.poke()
 }
 
-func (t *Torrent) linked(l *link) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	l.refused = !t.roster.connected(l.id, time.Now())
-	t.links[l] = struct{}{}
-	t.resize()
-}
-
-// resize follows the number of peers. Torrent.mu is held.
-func (t *Torrent) resize() {
-	n := len(t.links)
-	t.depth = t.e.tune.depth(n)
-	t.picker.resize(n * t.depth * t.e.tune.chunk)
-}
-
-func (t *Torrent) unlinked(l *link) {
-	t.mu.Lock()
-	delete(t.links, l)
-	t.resize()
-	t.roster.gone(l.id, time.Now())
-	for i := range l.has.All() {
-		t.picker.dropped(i)
+// name is how to call a peer. Who dialled has shown its id only.
+func (t *Torrent) name(id peerID) string {
+	if name := t.roster.name(id); name != "" {
+		return name
 	}
-	t.mu.Unlock()
-	t.poke()
-}
-
-func (t *Torrent) introduced(id torrent.PeerID, name string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.roster.introduce(id, name)
-}
-
-func (t *Torrent) name(id torrent.PeerID) string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.roster.name(id)
-}
-
-func (t *Torrent) names(ids []torrent.PeerID) []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var names []string
-	for _, id := range ids {
-		names = append(names, t.roster.name(id))
+	if t.e.cfg.Nodes != nil {
+		for _, node := range t.e.cfg.Nodes() {
+			if nodeID(node) == id {
+				return node
+			}
+		}
 	}
-	return names
+	return fmt.Sprintf("unknown %x", id[8:])
+}
+
+// preferred says whether of two connections between the same nodes the new one
+// is kept. Both sides have to come to the same answer: it is the one that the
+// node with the higher id has dialled, and of two of these the later, since
+// the other side would not have dialled again if it still had the earlier.
+func (t *Torrent) preferred(old, fresh *link) bool {
+	if old.dialer == fresh.dialer {
+		return true
+	}
+	return bytes.Compare(fresh.dialer[:], old.dialer[:]) > 0
 }

@@ -1,14 +1,22 @@
 package engine
 
 import (
+	"context"
 	"errors"
+	"io"
+	"net"
+	"os"
+	"slices"
 	"time"
 
-	"github.com/anacrolix/torrent"
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"github.com/shoal-dev/shoal/chunker"
 )
 
-// staleAfter is how long to wait for the end of a hash.
-const staleAfter = 5 * time.Millisecond
+// lookAround is how often peers that have nothing to do are looked at again
+// while something is missing: another one may have become slow.
+const lookAround = 100 * time.Millisecond
 
 func (t *Torrent) poke() {
 	select {
@@ -17,30 +25,32 @@ func (t *Torrent) poke() {
 	}
 }
 
-// run is the torrent's goroutine: whatever may take the library's lock, or
-// calls the owner.
+// run is the torrent's goroutine: it calls the owner, dials, and watches the
+// clock.
 func (t *Torrent) run() {
 	defer close(t.done)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
-		case <-t.stop:
+		case <-t.life.Done():
 			return
 		case <-t.wake:
 		case <-timer.C:
 		}
-		if !t.deliver() {
+		if !t.callOwner() {
 			return
 		}
 		now := time.Now()
-		ages := t.pick(now)
-		t.dial(now)
-		t.closeSilent(now)
-		t.nudge(now)
-		t.freshen()
 		t.mu.Lock()
-		next := sooner(t.next(), ages)
+		if t.active {
+			for _, addr := range t.roster.due(now) {
+				t.work.Go(func() { t.dial(addr) })
+			}
+		}
+		t.closeSilent(now)
+		t.askAll(now)
+		next := t.next(now)
 		t.mu.Unlock()
 		if !next.IsZero() {
 			timer.Reset(time.Until(next))
@@ -49,16 +59,13 @@ func (t *Torrent) run() {
 }
 
 // next is when there is something to do; zero: not before somebody pokes.
-func (t *Torrent) next() (at time.Time) {
+func (t *Torrent) next(now time.Time) (at time.Time) {
 	if t.active {
 		at = t.roster.wake()
 	}
-	if len(t.stale) > 0 {
-		at = sooner(at, time.Now().Add(staleAfter))
-	}
 	for l := range t.links {
-		at = sooner(at, l.nudge)
-		if l.owed > 0 {
+		if l.peer.Owed() > 0 {
+			at = sooner(at, now.Add(lookAround))
 			at = sooner(at, l.heard.Add(t.e.tune.answer))
 		}
 	}
@@ -73,176 +80,208 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
-// deliver settles what the hashers left; false: the torrent is dropped.
-func (t *Torrent) deliver() bool {
+// callOwner tells the owner what happened; false: the torrent is dropped.
+func (t *Torrent) callOwner() bool {
 	t.mu.Lock()
 	queue := t.queue
 	t.queue = nil
 	t.mu.Unlock()
-	for _, ev := range queue {
+	for _, f := range queue {
 		select {
-		case <-t.stop:
+		case <-t.life.Done():
 			return false
 		default:
 		}
-		t.settle(ev)
+		f()
 	}
 	return true
 }
 
-func (t *Torrent) settle(ev event) {
-	if ev.result == good {
-		if t.ev.PieceDone != nil {
-			t.ev.PieceDone(ev.piece)
-		}
+// failed judges a piece that could not be taken in. Torrent.mu is held, as for
+// the following.
+func (t *Torrent) failed(l *link, i int, err error) {
+	if errors.Is(err, chunker.ErrNoSum) || !t.picker.Wants(i) {
+		t.over(i) // withdrawn while it was under way
 		return
 	}
-	if ev.result == moot {
-		// Unless it got another sum meanwhile, and is wanted for that.
-		if _, known := t.blob.Sum(ev.piece); !known {
-			t.Unwant(ev.piece)
-		}
-		return
+	f := t.failures[i]
+	if f == nil {
+		f = &failure{}
+		t.failures[i] = f
 	}
-	t.e.met.bad.Inc()
-	log := t.e.cfg.Log.With().Stringer("digest", t.id.Digest).Int("piece", ev.piece).Logger()
-	if ev.result == wrong {
-		log.Warn().Strs("peers", t.names(ev.verdict.senders)).Msg("piece from peers contradicts its published digest, discarded")
+	f.tries++
+	wrong := errors.Is(err, chunker.ErrWrongPiece)
+	log := t.e.cfg.Log.With().Stringer("digest", t.id.Digest).Int("piece", i).Str("peer", t.name(l.id)).Logger()
+	if wrong {
+		t.e.met.bad.Inc()
+		log.Warn().Msg("piece from a peer contradicts its published digest, discarded")
+		if !slices.Contains(f.senders, l.id) {
+			f.senders = append(f.senders, l.id)
+		}
 	} else {
-		log.Error().Msg("piece from peers cannot be verified, discarded")
+		log.Error().Err(err).Msg("piece from a peer cannot be stored, discarded: check the disk under the data directory")
 	}
-	if ev.verdict.giveUp {
-		t.Unwant(ev.piece)
-		if t.ev.PieceBad != nil {
-			t.ev.PieceBad(ev.piece, t.names(ev.verdict.all))
+	if f.tries >= maxFailures {
+		t.over(i)
+		var names []string
+		for _, id := range f.senders {
+			names = append(names, t.name(id))
 		}
+		t.tellOwner(func() {
+			if t.ev.PieceBad != nil {
+				t.ev.PieceBad(i, names)
+			}
+		})
 	}
-	if ev.verdict.blame {
-		t.leaveOut(ev.verdict.culprit, "lied")
+	if wrong {
+		t.leaveOut(l.id, "lied")
 	}
 }
 
 // leaveOut closes a peer's connections and turns it away for a while.
-func (t *Torrent) leaveOut(id torrent.PeerID, reason string) {
-	t.mu.Lock()
+func (t *Torrent) leaveOut(id peerID, reason string) {
 	t.roster.cut(id, time.Now())
-	var pcs []*torrent.PeerConn
+	found := false
 	for l := range t.links {
-		if l.id == id {
-			l.refused = true
-			pcs = append(pcs, l.pc)
+		if l.id == id && !l.refused {
+			l.refused, found = true, true
+			l.voidAll()
+			l.end()
 		}
 	}
-	name := t.roster.name(id)
-	t.mu.Unlock()
-	if len(pcs) == 0 {
+	if !found {
 		return // left, or was left out for its last piece
 	}
 	t.e.met.cut.WithLabelValues(reason).Inc()
-	t.e.cfg.Log.Warn().Str("peer", name).Str("reason", reason).Stringer("digest", t.id.Digest).
+	t.e.cfg.Log.Warn().Str("peer", t.name(id)).Str("reason", reason).Stringer("digest", t.id.Digest).
 		Msg("leaving a peer out of the blob's swarm for a while")
-	for _, pc := range pcs {
-		_ = pc.Close() // always nil
-	}
-}
-
-// pick keeps the library's choice of pieces up to date, and says when to look
-// again at the latest.
-func (t *Torrent) pick(now time.Time) (next time.Time) {
-	if !t.enter() {
-		return next
-	}
-	defer t.leave()
-	t.steer.Lock()
-	defer t.steer.Unlock()
-	t.mu.Lock()
-	next = t.picker.age(now)
-	show, hide := t.picker.pick(now)
-	if len(show) > 0 {
-		for l := range t.links {
-			l.stir(now)
-		}
-	}
-	raise := t.picker.raise()
-	t.mu.Unlock()
-	runs(hide, t.t.CancelPieces)
-	runs(show, t.t.DownloadPieces)
-	for _, i := range raise {
-		t.t.Piece(i).SetPriority(torrent.PiecePriorityHigh)
-	}
-	return next
-}
-
-func (t *Torrent) dial(now time.Time) {
-	t.mu.Lock()
-	var addrs []string
-	if t.active {
-		addrs = t.roster.due(now)
-	}
-	t.mu.Unlock()
-	if len(addrs) == 0 {
-		return
-	}
-	infos := make([]torrent.PeerInfo, 0, len(addrs))
-	for _, a := range addrs {
-		infos = append(infos, torrent.PeerInfo{Addr: outgoing(a)})
-	}
-	t.t.AddPeers(infos)
 }
 
 // closeSilent ends connections to peers that owe chunks for too long.
 func (t *Torrent) closeSilent(now time.Time) {
-	t.mu.Lock()
-	var ids []torrent.PeerID
 	for l := range t.links {
-		if l.owed > 0 && !l.refused && now.Sub(l.heard) >= t.e.tune.answer {
-			ids = append(ids, l.id)
+		if !l.refused && l.peer.Owed() > 0 && now.Sub(l.heard) >= t.e.tune.answer {
+			t.leaveOut(l.id, "silent")
 		}
 	}
-	t.mu.Unlock()
-	for _, id := range ids {
-		t.leaveOut(id, "silent")
-	}
 }
 
-// nudge wakes the writers of connections on which something happened.
-func (t *Torrent) nudge(now time.Time) {
-	t.mu.Lock()
-	var pcs []*torrent.PeerConn
-	for l := range t.links {
-		if l.nudgeDue(now) {
-			pcs = append(pcs, l.pc)
+// dial connects to a peer and trades with it until the connection ends.
+func (t *Torrent) dial(addr string) {
+	ctx, cancel := context.WithTimeout(t.life, t.e.tune.dialTimeout)
+	defer cancel()
+	c, err := t.e.cfg.Dial(ctx, addr)
+	if err != nil {
+		t.e.cfg.Log.Debug().Err(err).Str("addr", addr).Msg("cannot connect to a peer")
+		return
+	}
+	defer t.e.hold(c)()
+	inTime := context.AfterFunc(ctx, func() { hangUp(c) })
+	h, err := t.e.greet(c, handshake{hash: infoHash(t.id.InfoHash())}, true)
+	if !inTime() || err != nil {
+		hangUp(c)
+		return
+	}
+	t.trade(c, h.id, t.e.id)
+}
+
+// trade trades with a peer until the connection ends.
+func (t *Torrent) trade(c net.Conn, id, dialer peerID) {
+	l := newLink(t, c, id, dialer)
+	defer l.end()
+	if !t.attach(l) {
+		return
+	}
+	defer t.work.Done()
+	defer t.detach(l)
+	wrote := make(chan struct{})
+	go func() {
+		defer close(wrote)
+		if err := l.write(); err != nil {
+			l.fail(err)
 		}
-	}
-	t.mu.Unlock()
-	for _, pc := range pcs {
-		// It fails before the peer has said hello: then there is nothing to
-		// wake up for.
-		_ = pc.WriteExtendedMessage(nudgeName, nil)
-	}
+	}()
+	l.fail(l.read())
+	<-wrote
 }
 
-// freshen settles pieces that changed while they were being hashed.
-func (t *Torrent) freshen() {
-	if !t.enter() {
+// fail ends the connection for a reason, which is logged if it is the peer's
+// fault.
+func (l *link) fail(err error) {
+	var ne net.Error
+	l.mu.Lock()
+	known := l.ended
+	l.mu.Unlock()
+	l.end()
+	if errors.Is(err, errDisk) {
+		l.t.e.cfg.Log.Error().Err(err).Stringer("digest", l.t.id.Digest).
+			Msg("cannot read a piece for a peer: check the disk under the data directory")
 		return
 	}
-	defer t.leave()
+	if known || errors.Is(err, errGone) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) {
+		return
+	}
+	l.t.mu.Lock()
+	name := l.t.name(l.id)
+	l.t.mu.Unlock()
+	l.t.e.met.cut.WithLabelValues("protocol").Inc()
+	l.t.e.cfg.Log.Warn().Err(err).Str("peer", name).Stringer("digest", l.t.id.Digest).
+		Msg("peer broke the wire protocol, closing the connection")
+}
+
+// attach begins to trade on a connection, unless the peer is not welcome, or
+// another connection to it is as good.
+func (t *Torrent) attach(l *link) bool {
 	t.mu.Lock()
-	stale := t.stale
-	t.stale = nil
-	t.mu.Unlock()
-	for _, i := range stale {
-		t.update(i)
+	defer t.mu.Unlock()
+	now := time.Now()
+	if t.dropped || l.id == t.e.id || len(t.links) >= t.maxLinks() {
+		return false
+	}
+	for old := range t.links {
+		if old.id != l.id {
+			continue
+		}
+		if !t.preferred(old, l) {
+			return false
+		}
+		old.refused = true
+		old.voidAll()
+		old.end()
+	}
+	if !t.roster.connected(l.id, now) {
+		t.roster.gone(l.id, now)
+		return false
+	}
+	l.peer = t.picker.Join()
+	t.links[l] = struct{}{}
+	t.work.Add(1)
+	t.e.met.peers.Inc()
+	have := t.blob.Have()
+	l.say(func(b []byte) []byte {
+		b = appendHave(b, have)
+		b = appendMessage(b, pp.Unchoke)
+		return appendMessage(b, pp.Interested)
+	})
+	return true
+}
+
+func (t *Torrent) detach(l *link) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.links, l)
+	l.peer.Leave()
+	t.roster.gone(l.id, time.Now())
+	t.e.met.peers.Dec()
+	if !t.dropped {
+		t.askAll(time.Now())
+		t.poke()
 	}
 }
 
-// cannotWrite hears of a failed write into the blob. The library would go on
-// asking for the same chunk.
-func (t *Torrent) cannotWrite(err error) {
-	if errors.Is(err, errDropped) {
-		return
-	}
-	t.e.cfg.Log.Error().Err(err).Stringer("digest", t.id.Digest).Msg("cannot write a chunk from a peer, taking no more of this blob from peers")
-	t.t.DisallowDataDownload()
+// maxLinks is how many peers the blob is traded with. Each may be in the middle
+// of sending a piece, which is in memory until it is complete.
+func (t *Torrent) maxLinks() int {
+	return max(8, min(t.e.tune.maxConns, int(maxComing/t.id.Geometry.PieceLength)))
 }

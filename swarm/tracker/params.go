@@ -14,7 +14,7 @@ type Params struct {
 	// that a registry's per-request latency (50 to 150 ms with a redirect to
 	// object storage) stays below a tenth.
 	LeaseTime time.Duration
-	// LeaseMin and LeaseMax bound a lease in bytes. Defaults 1 MiB and 16 MiB.
+	// LeaseMin and LeaseMax bound a lease in bytes. Defaults 1 MiB and 64 MiB.
 	// Leases of 1 to 16 pieces of 512 KiB measured the same time (1.01 to
 	// 1.02 of the bound), so the choice is free for latency's sake.
 	LeaseMin, LeaseMax int64
@@ -63,15 +63,18 @@ func (p Params) withDefaults() Params {
 		p.LeaseMin = 1 << 20
 	}
 	if p.LeaseMax < p.LeaseMin {
-		p.LeaseMax = max(16<<20, p.LeaseMin)
+		p.LeaseMax = max(64<<20, p.LeaseMin)
 	}
 	return p
 }
 
 // streamsPerPuller is how many leases one of n pullers works on at a time. A
 // lone node opens several streams, and so beats the single one that containerd
-// uses; in a larger swarm two each hide the latency between one lease and the
-// next.
+// uses. Many pullers fill a source's link with one each, and two would share it
+// more unevenly: a stream that loses packets at a bad moment stands still for
+// seconds with a piece that the beginning of the blob is waiting for, and what
+// is sent again counts as traffic, too. 8 containerd nodes pulling 512 MiB at
+// 100 Mbit/s: 1.038 copies with two, 1.022 to 1.029 with one.
 func streamsPerPuller(n int) int {
 	switch {
 	case n <= 1:
@@ -81,7 +84,7 @@ func streamsPerPuller(n int) int {
 	case n <= 4:
 		return 3
 	default:
-		return 2
+		return 1
 	}
 }
 

@@ -220,7 +220,7 @@ func (n *Node) openSwarm() error {
 		}
 	}
 	eng, err := engine.New(engine.Config{
-		NodeID: c.Name, Listener: n.wireLn, Dial: wire,
+		NodeID: c.Name, Listener: n.wireLn, Dial: wire, Nodes: n.nodes,
 		Log: part(c.Log, "engine"), Registerer: n.registry,
 	})
 	if err != nil {
@@ -237,6 +237,15 @@ func (n *Node) openSwarm() error {
 	}
 	n.swarm, err = swarm.New(sc)
 	return err
+}
+
+// nodes are the names of the cluster's nodes.
+func (n *Node) nodes() []string {
+	var names []string
+	for _, m := range n.members.Live() {
+		names = append(names, m.ID)
+	}
+	return names
 }
 
 func (n *Node) openMirror() error {
