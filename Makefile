@@ -11,7 +11,7 @@ GO ?= go
 # Without a usable git repository there is no revision to record.
 VCS := $(shell git status --porcelain >/dev/null 2>&1 && echo auto || echo false)
 FUZZTIME ?= 30s
-BENCH ?= -nodes 8 -size 1GiB -layers 1 -rate 100mbit -mode direct,perfect,cold,warm
+BENCH ?= -scenario cold,warm -mode perfect,shoal,direct -image 1GB-1
 
 # Tools are built from their own modfile, once per version of tool and Go.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/shoal/bin
@@ -59,7 +59,7 @@ fuzz: ## Fuzz each target for FUZZTIME (30s)
 	.ci/fuzz "$(FUZZTIME)" "$(TAGS)"
 
 .PHONY: bench
-bench: ## Measure pulls on 8 real containerd nodes with shaped links (root; BENCH="-nodes 4 ...")
+bench: ## Measure pulls on 8 real containerd nodes with shaped links (root; BENCH="-scenario churn ...")
 	.ci/packages runc iproute2
 	CGO_ENABLED=0 $(GO) run -buildvcs=false -tags "$(TAGS)" ./benchmarks/pull $(BENCH)
 

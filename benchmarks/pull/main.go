@@ -2,20 +2,22 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/rs/zerolog"
 
+	"github.com/shoal-dev/shoal/benchmarks/result"
 	"github.com/shoal-dev/shoal/e2e/lab"
 )
 
@@ -34,54 +36,91 @@ func main() {
 
 // options are the command line.
 type options struct {
-	nodes, layers, rounds int
-	size                  int64
-	rate, registryRate    lab.Rate
-	modes                 []mode
-	shoal                 string
-	asJSON, verbose       bool
+	clusters           []int // sizes
+	images             []result.Image
+	scenarios          []scenario
+	modes              []string
+	rounds             int
+	rate, registryRate lab.Rate
+	stagger            time.Duration
+	shoal              string
+	out                string
+	asJSON, verbose    bool
+
+	otherName, otherCommand, otherHosts, otherReady string
+
+	// nodes is the size of the cluster at hand.
+	nodes int
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
-	o := options{rate: 100 * lab.Mbit, registryRate: -1}
+	o := options{rate: 100 * lab.Mbit}
 	fs := flag.NewFlagSet("pull", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.IntVar(&o.nodes, "nodes", 8, "nodes in the cluster")
-	size := fs.String("size", "1GiB", "size of the image")
-	fs.IntVar(&o.layers, "layers", 1, "layers of the image")
+	nodes := fs.String("nodes", "8", "nodes in the cluster; several sizes, separated by commas, one after the other")
+	images := fs.String("image", "1GB-1", "images to pull, a list of SIZE-LAYERS, like 10MB-1,100MB-4,1GB-4; with -c at the end the content can be compressed")
+	scenarioList := fs.String("scenario", "cold", "what happens, a list of: cold, warm, rolling, upgrade, churn, alone, pair")
+	modes := fs.String("mode", "perfect,shoal", "who serves, a list of: "+strings.Join(allModes, ", "))
+	fs.IntVar(&o.rounds, "rounds", 1, "how often")
 	fs.TextVar(&o.rate, "rate", o.rate, "speed of each node's link, for instance 100mbit; 0 for unshaped")
 	registryRate := fs.String("registry-rate", "", "speed of the registry's link (default: as -rate)")
-	modes := fs.String("mode", "cold", "what to measure, a list of: direct, perfect, cold, warm")
-	fs.IntVar(&o.rounds, "rounds", 1, "how often")
+	fs.DurationVar(&o.stagger, "stagger", 2*time.Second, "time between the starts of two nodes in scenario rolling")
 	fs.StringVar(&o.shoal, "shoal", "", "shoal binary (default: built from this source tree)")
+	fs.StringVar(&o.out, "out", "", "directory for results.jsonl, written as it goes")
 	fs.BoolVar(&o.asJSON, "json", false, "print one JSON object per pull instead of text")
 	fs.BoolVar(&o.verbose, "v", false, "tell of the steps, and say where the logs are while it runs")
+	fs.StringVar(&o.otherName, "other-name", "other", "what to call the mirror of mode other in results")
+	fs.StringVar(&o.otherCommand, "other-command", "", "template of the command that runs it on a node")
+	fs.StringVar(&o.otherHosts, "other-hosts", "", "file with the template of hosts.toml for it")
+	fs.StringVar(&o.otherReady, "other-ready", "", "template of a URL that answers when it is ready")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
 	if fs.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	bytes, err := humanize.ParseBytes(*size)
-	if err != nil || bytes > 1<<40 {
-		return o, fmt.Errorf("-size %s: want a size like 1GiB or 250MB", *size)
+	for s := range items(*nodes) {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			return o, fmt.Errorf("-nodes %q: want a number of nodes", s)
+		}
+		o.clusters = append(o.clusters, n)
 	}
-	o.size = int64(bytes)
+	for s := range items(*images) {
+		img, err := parseImage(s)
+		if err != nil {
+			return o, fmt.Errorf("-image: %w", err)
+		}
+		o.images = append(o.images, img)
+	}
+	for s := range items(*scenarioList) {
+		sc, err := scenarioOf(s)
+		if err != nil {
+			return o, fmt.Errorf("-scenario: %w", err)
+		}
+		if n := slices.Min(o.clusters); n < sc.least {
+			return o, fmt.Errorf("-scenario %s: needs %d nodes, -nodes says %d", s, sc.least, n)
+		}
+		if sc.name == "churn" && o.rate == 0 {
+			return o, errors.New("-scenario churn: half of the time that unshaped links need is not known, give a -rate")
+		}
+		o.scenarios = append(o.scenarios, sc)
+	}
+	for s := range items(*modes) {
+		if !slices.Contains(allModes, s) {
+			return o, fmt.Errorf("-mode %s: want one of %v", s, allModes)
+		}
+		if s == other && (o.otherCommand == "" || o.otherHosts == "") {
+			return o, errors.New("-mode other: say what it is with -other-command and -other-hosts")
+		}
+		o.modes = append(o.modes, s)
+	}
 	o.registryRate = o.rate
 	if *registryRate != "" {
+		var err error
 		if o.registryRate, err = lab.ParseRate(*registryRate); err != nil {
 			return o, fmt.Errorf("-registry-rate: %w", err)
 		}
-	}
-	for name := range strings.SplitSeq(*modes, ",") {
-		m := mode(strings.TrimSpace(name))
-		if !slices.Contains(allModes, m) {
-			return o, fmt.Errorf("-mode %s: want one of %v", name, allModes)
-		}
-		if m == warm && o.nodes < 2 {
-			return o, errors.New("-mode warm: one node has the image, so there must be others")
-		}
-		o.modes = append(o.modes, m)
 	}
 	if o.rounds < 1 {
 		return o, fmt.Errorf("-rounds %d: want at least one", o.rounds)
@@ -89,9 +128,23 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+// items are the parts of a list.
+func items(list string) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for s := range strings.SplitSeq(list, ",") {
+			if !yield(strings.TrimSpace(s)) {
+				return
+			}
+		}
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parse(args, stderr)
 	if err != nil {
+		return err
+	}
+	if err := lab.Check(); err != nil {
 		return err
 	}
 	level := zerolog.WarnLevel
@@ -99,10 +152,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		level = zerolog.InfoLevel
 	}
 	log := zerolog.New(zerolog.ConsoleWriter{Out: stderr}).Level(level).With().Timestamp().Logger()
-	if err := lab.Check(); err != nil {
-		return err
-	}
-	if o.shoal == "" && slices.ContainsFunc(o.modes, mode.usesShoal) {
+	if o.shoal == "" && slices.Contains(o.modes, result.Shoal) {
 		dir, err := os.MkdirTemp("", "shoal-bench-")
 		if err != nil {
 			return fmt.Errorf("make directory: %w", err)
@@ -112,6 +162,45 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			return err
 		}
 	}
+	var all []result.Record
+	keep := func(r result.Record) error {
+		all = append(all, r)
+		return show(stdout, r, o.asJSON)
+	}
+	if o.out != "" {
+		f, err := openResults(o.out)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		shown := keep
+		keep = func(r result.Record) error { return errors.Join(result.Write(f, r), shown(r)) }
+	}
+	for _, o.nodes = range o.clusters {
+		if err := runCluster(ctx, o, log, keep); err != nil {
+			return err
+		}
+	}
+	if !o.asJSON {
+		return summarize(stdout, all)
+	}
+	return nil
+}
+
+// openResults makes a new file in dir, which must not hold one.
+func openResults(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("-out: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "results.jsonl"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("-out: %w: take another directory, or move it away", err)
+	}
+	return f, nil
+}
+
+// runCluster measures everything in a cluster of one size.
+func runCluster(ctx context.Context, o options, log zerolog.Logger, keep func(result.Record) error) (err error) {
 	l, err := lab.New(ctx, lab.Config{
 		Nodes: o.nodes, Rate: o.rate, RegistryRate: o.registryRate, Memory: true, Shoal: o.shoal, Log: log,
 	})
@@ -120,33 +209,40 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	// Each node holds the image twice for a while, in Shoal's cache and in
-	// containerd's store, and the registry holds it, too.
+	// containerd's store, and the registry holds it, too. An upgrade has two.
+	var largest int64
+	for _, img := range o.images {
+		largest = max(largest, img.Bytes)
+	}
 	log.Info().Msg("touching the memory that the pulls will use")
-	ballast, err := lab.NewBallast(ctx, o.size*int64(2*o.nodes+3))
+	ballast, err := lab.NewBallast(ctx, largest*int64(2*o.nodes+3))
 	if err != nil {
 		return err
 	}
 	defer ballast.Close()
 	b := bench{lab: l, options: o}
-	for round := range o.rounds {
-		for _, m := range o.modes {
-			r, err := b.measure(ctx, m, round)
-			if err != nil {
-				return fmt.Errorf("round %d, %s: %w", round+1, m, err)
-			}
-			if err := show(stdout, r, o.asJSON); err != nil {
-				return err
+	if slices.Contains(o.modes, other) {
+		if b.rival, err = startRival(ctx, l, o); err != nil {
+			return err
+		}
+	}
+	for round := 1; round <= o.rounds; round++ {
+		for _, s := range o.scenarios {
+			for _, img := range o.images {
+				for _, mode := range o.modes {
+					r, err := b.measure(ctx, s, img, mode, round)
+					if err != nil {
+						return fmt.Errorf("round %d, %s, %s, %s: %w", round, s.name, img.Name, mode, err)
+					}
+					if mode == other {
+						r.Mode = o.otherName
+					}
+					if err := keep(r); err != nil {
+						return err
+					}
+				}
 			}
 		}
 	}
 	return nil
-}
-
-// show prints one result.
-func show(w io.Writer, r result, asJSON bool) error {
-	if asJSON {
-		return json.NewEncoder(w).Encode(r)
-	}
-	_, err := io.WriteString(w, r.text())
-	return err
 }

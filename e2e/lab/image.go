@@ -38,6 +38,11 @@ type ImageSpec struct {
 	Layers int
 	// Seed of the content, which is random.
 	Seed uint64
+	// LastSeed, if not 0, is that of the last layer: an image that differs in
+	// it alone.
+	LastSeed uint64
+	// Compressible content is half of that size once compressed.
+	Compressible bool
 }
 
 // Image is what was pushed.
@@ -99,7 +104,11 @@ func (l *Lab) push(ctx context.Context, s ImageSpec) (Image, error) {
 		var diff digest.Digest
 		layer, err := l.Registry.upload(ctx, s.Repository, func(w io.Writer) error {
 			var err error
-			diff, err = writeLayer(w, first, s.Size/int64(s.Layers), s.Seed, i)
+			seed := s.Seed
+			if s.LastSeed != 0 && i == s.Layers-1 {
+				seed = s.LastSeed
+			}
+			diff, err = writeLayer(w, first, s.Size/int64(s.Layers), seed, i, s.Compressible)
 			return err
 		})
 		if err != nil {
@@ -135,10 +144,14 @@ func (l *Lab) push(ctx context.Context, s ImageSpec) (Image, error) {
 
 // writeLayer writes a compressed layer of about size bytes and returns the
 // digest of the archive within.
-func writeLayer(w io.Writer, program []byte, size int64, seed uint64, index int) (digest.Digest, error) {
-	// The content cannot be compressed; a compressor would store it as it is
-	// after much thought.
-	zw, err := gzip.NewWriterLevel(w, gzip.NoCompression)
+func writeLayer(w io.Writer, program []byte, size int64, seed uint64, index int, compressible bool) (digest.Digest, error) {
+	// What cannot be compressed a compressor would store as it is, after much
+	// thought.
+	level := gzip.NoCompression
+	if compressible {
+		level = gzip.BestSpeed
+	}
+	zw, err := gzip.NewWriterLevel(w, level)
 	if err != nil {
 		return "", err
 	}
@@ -168,6 +181,11 @@ func writeLayer(w io.Writer, program []byte, size int64, seed uint64, index int)
 	for left := size - int64(len(program)); left > 0; left -= int64(len(fill)) {
 		fill = fill[:min(left, fillLength)]
 		random.Read(fill)
+		if compressible {
+			for k := range fill { // of 16 letters, so each carries 4 bits
+				fill[k] = 'a' + fill[k]&15
+			}
+		}
 		if err := add(fmt.Sprintf("fill-%d", index), 0o644, fill); err != nil {
 			return "", err
 		}

@@ -180,6 +180,9 @@ func (l *Lab) AddGuest(rate Rate) (*Machine, error) {
 // SetRegistryRate changes the speed of the registry's link.
 func (l *Lab) SetRegistryRate(r Rate) error { return shape(l.bridge, l.Registry.Machine, r) }
 
+// SetRate changes the speed of a node's link.
+func (n *Node) SetRate(r Rate) error { return shape(n.lab.bridge, n.Machine, r) }
+
 // CutRegistry pulls the registry's cable out: packets to and from it vanish.
 func (l *Lab) CutRegistry() error { return connected(l.bridge, l.Registry.Machine, false) }
 

@@ -131,14 +131,14 @@ func TestWriteLayer(t *testing.T) {
 	const size = 5*mib + 12345
 	program := bytes.Repeat([]byte("program"), 1000)
 	var layer, again, other bytes.Buffer
-	diff, err := writeLayer(&layer, program, size, 7, 0)
+	diff, err := writeLayer(&layer, program, size, 7, 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := writeLayer(&again, program, size, 7, 0); err != nil {
+	if _, err := writeLayer(&again, program, size, 7, 0, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := writeLayer(&other, program, size, 7, 1); err != nil {
+	if _, err := writeLayer(&other, program, size, 7, 1, false); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(layer.Bytes(), again.Bytes()) {

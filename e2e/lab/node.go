@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -62,7 +63,7 @@ func (l *Lab) bringUp(ctx context.Context, n *Node) error {
 	if err := plug(l.bridge, n.Machine, l.cfg.Rate); err != nil {
 		return err
 	}
-	for _, dir := range []string{n.Dir, n.hostsDir(), n.containerdRoot(), n.shoalDir()} {
+	for _, dir := range []string{n.Dir, n.HostsDir(), n.containerdRoot(), n.shoalDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", n.Name, err)
 		}
@@ -105,7 +106,8 @@ func (n *Node) mounts() error {
 	})
 }
 
-func (n *Node) hostsDir() string       { return filepath.Join(n.Dir, "certs.d") }
+// HostsDir is containerd's config_path.
+func (n *Node) HostsDir() string       { return filepath.Join(n.Dir, "certs.d") }
 func (n *Node) containerdRoot() string { return filepath.Join(n.Dir, "containerd") }
 
 // ContainerdSocket is where containerd listens, on this file system too.
@@ -113,7 +115,17 @@ func (n *Node) ContainerdSocket() string { return filepath.Join(n.Dir, "containe
 
 // ContentPath is where containerd keeps a blob, seen from outside the node.
 func (n *Node) ContentPath(d digest.Digest) string {
-	return n.path(filepath.Join(n.containerdRoot(), "io.containerd.content.v1.content/blobs/sha256", d.Encoded()))
+	return n.path(filepath.Join(n.ContentRoot(), "blobs/sha256", d.Encoded()))
+}
+
+// HasBlobs tells whether containerd has committed all of these.
+func (n *Node) HasBlobs(blobs ...ocispec.Descriptor) bool {
+	for _, b := range blobs {
+		if _, err := os.Stat(n.ContentPath(b.Digest)); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // containerdConfig: one config_path, because with containerd's default of two
@@ -143,7 +155,7 @@ disabled_plugins = [
 // StartContainerd starts containerd and waits until CRI answers.
 func (n *Node) StartContainerd(ctx context.Context) error {
 	config := filepath.Join(n.Dir, "containerd.toml")
-	text := fmt.Sprintf(containerdConfig, n.containerdRoot(), n.ContainerdSocket(), n.hostsDir())
+	text := fmt.Sprintf(containerdConfig, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir())
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("start containerd on %s: %w", n.Name, err)
 	}
@@ -178,6 +190,17 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	})
 }
 
+// StartProgram starts a program of somebody else on the node, its output in
+// name.log in the node's directory. It is killed with the node at the latest.
+func (n *Node) StartProgram(name string, args ...string) (*Process, error) {
+	return startProcess(n.Machine, name, filepath.Join(n.Dir, name+".log"), os.Environ(), args...)
+}
+
+// ContentRoot is containerd's content store, as it is seen on the node.
+func (n *Node) ContentRoot() string {
+	return filepath.Join(n.containerdRoot(), "io.containerd.content.v1.content")
+}
+
 // Containerd is the node's containerd process.
 func (n *Node) Containerd() *Process {
 	n.mu.Lock()
@@ -198,7 +221,7 @@ func (n *Node) SetMirrors(urls ...string) error {
 
 // SetHosts writes containerd's hosts.toml for the registry as it is given.
 func (n *Node) SetHosts(toml string) error {
-	dir := filepath.Join(n.hostsDir(), RegistryHost)
+	dir := filepath.Join(n.HostsDir(), RegistryHost)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("set mirrors of %s: %w", n.Name, err)
 	}

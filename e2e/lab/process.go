@@ -112,6 +112,9 @@ type Usage struct {
 	RSS, PeakRSS int64
 	// Anon is the part of RSS that is no page cache: heap, stacks, buffers.
 	Anon int64
+	// Written is what it has written to files, pipes and connections; Disk the
+	// part of it that went to files on a disk, memory file systems left out.
+	Written, Disk int64
 }
 
 // Usage reads the process's entry in /proc. After the end of the process only
@@ -133,6 +136,9 @@ func (p *Process) Usage() (Usage, error) {
 		return Usage{}, fmt.Errorf("read usage of %s: %w", p.Name, err)
 	}
 	u, err := parseUsage(stat, status)
+	if err == nil {
+		err = u.parseIO(filepath.Join(dir, "io"))
+	}
 	if err != nil {
 		return Usage{}, fmt.Errorf("read usage of %s: %w", p.Name, err)
 	}
@@ -189,6 +195,30 @@ func parseUsage(stat, status []byte) (Usage, error) {
 		}
 	}
 	return u, nil
+}
+
+// parseIO reads what a process has written.
+func (u *Usage) parseIO(path string) error {
+	p, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	for line := range bytes.Lines(p) {
+		name, rest, _ := strings.Cut(string(line), ":")
+		var into *int64
+		switch name {
+		case "wchar":
+			into = &u.Written
+		case "write_bytes":
+			into = &u.Disk
+		default:
+			continue
+		}
+		if *into, err = strconv.ParseInt(strings.TrimSpace(rest), 10, 64); err != nil {
+			return fmt.Errorf("parse io: %w", err)
+		}
+	}
+	return nil
 }
 
 // parseKiB reads an amount of memory as /proc gives it, in bytes.
