@@ -28,10 +28,9 @@
 //
 // # Peers
 //
-// [Torrent.AddPeers] may be called with the same peers again and again. Of two
-// nodes that learn of each other the one with the higher peer id dials; the
-// other one does so if nothing comes within [dialGrace]. Should they end up with
-// two connections, both keep the one that the higher id has dialled. Failed
+// [Torrent.AddPeers] may be called with the same peers again and again; who hears
+// of a peer dials at once. Should two nodes end up with two connections, both
+// keep the one that the node with the higher peer id has dialled. Failed
 // dials, and connections that were lost, are tried again with back-off and
 // forgotten after [maxDials] failures, until somebody names the peer again. A
 // node that has and wants nothing yet does not dial: it would have nothing to

@@ -5,9 +5,6 @@ import (
 )
 
 const (
-	// dialGrace is how long the node with the lower peer id waits for the
-	// other one to dial.
-	dialGrace = 250 * time.Millisecond
 	// dialRetryMin is the time between the first attempts, doubling up to
 	// dialRetryMax. The other side often needs a moment before it knows the
 	// blob; later on, who does not answer is gone.
@@ -67,9 +64,6 @@ func (r *roster) add(p Peer, now time.Time) {
 	}
 	a.tries = 0
 	a.next = later(now, a.until)
-	if string(r.self[:]) < string(id[:]) {
-		a.next = later(now.Add(dialGrace), a.until)
-	}
 }
 
 // due returns the addresses to dial now.
