@@ -18,8 +18,8 @@ const (
 	Version = 1
 	// MaxLine bounds one message on the wire, in bytes. The largest
 	// legitimate one is a hello with the bitfield of a 1 TiB blob (262,144
-	// pieces, 44 KiB in base64) or a batch of MaxSums sums (about 110 bytes
-	// each).
+	// pieces, 44 KiB in base64) or a batch of MaxSums sums (50 to 140 bytes
+	// each, see Sums).
 	MaxLine = 256 << 10
 	// MaxSums is how many piece sums go into one message.
 	MaxSums = 1024
@@ -30,9 +30,9 @@ const (
 // PieceSum is the sha256 of one piece and the node that vouches for it: the
 // one that took the piece from a source and hashed it.
 type PieceSum struct {
-	Index int         `json:"i"`
-	Sum   chunker.Sum `json:"sum"`
-	By    string      `json:"by,omitempty"`
+	Index int
+	Sum   chunker.Sum
+	By    string
 }
 
 // Hello opens a session.
@@ -87,7 +87,7 @@ type Up struct {
 	Hello *Hello `json:"hello,omitempty"`
 	// Have are pieces taken from a source, with the sums the puller
 	// computed.
-	Have []PieceSum `json:"have,omitempty"`
+	Have Sums `json:"have,omitempty"`
 	// Got are pieces that came through the swarm.
 	Got      []int      `json:"got,omitempty"`
 	Progress []Progress `json:"progress,omitempty"`
@@ -130,13 +130,13 @@ type Beat struct {
 // Down is a message of the tracker to a puller. All fields are optional.
 type Down struct {
 	// Peers are nodes to trade with; addresses come from the membership.
-	Peers  []string   `json:"peers,omitempty"`
-	Sums   []PieceSum `json:"sums,omitempty"`
-	Grants []Lease    `json:"grants,omitempty"`
-	Revoke []uint64   `json:"revoke,omitempty"`
+	Peers  []string `json:"peers,omitempty"`
+	Sums   Sums     `json:"sums,omitempty"`
+	Grants []Lease  `json:"grants,omitempty"`
+	Revoke []uint64 `json:"revoke,omitempty"`
 	// Refused lists pieces whose published sum contradicts the one this
 	// puller reported; the first published one stands.
-	Refused []PieceSum `json:"refused,omitempty"`
+	Refused Sums `json:"refused,omitempty"`
 	// Forget lists pieces whose sum was withdrawn after a dispute.
 	Forget []int `json:"forget,omitempty"`
 	Beat   *Beat `json:"beat,omitempty"`
@@ -178,6 +178,13 @@ func (d *Down) Merge(m Down) {
 func (d *Down) Empty() bool {
 	return len(d.Peers)+len(d.Sums)+len(d.Grants)+len(d.Revoke)+len(d.Refused)+len(d.Forget) == 0 &&
 		d.Beat == nil && !d.Starved && !d.Done && d.Error == ""
+}
+
+// Urgent says that the puller should hear of d at once: everything but sums and
+// beats, of which a large swarm has many.
+func (d *Down) Urgent() bool {
+	return len(d.Peers)+len(d.Grants)+len(d.Revoke)+len(d.Refused)+len(d.Forget) > 0 ||
+		d.Starved || d.Done || d.Error != ""
 }
 
 // Split cuts d into messages that respect MaxLine.
@@ -223,6 +230,13 @@ func (u *Up) mergeProgress(p Progress) {
 func (u *Up) Empty() bool {
 	return u.Hello == nil && len(u.Have)+len(u.Got)+len(u.Progress)+len(u.Failed)+len(u.Disputes)+len(u.Lost) == 0 &&
 		!u.MorePeers && !u.Whole
+}
+
+// Urgent says that the tracker should hear of u at once: everything but what
+// came through the swarm, which it need not know to decide.
+func (u *Up) Urgent() bool {
+	return u.Hello != nil || len(u.Have)+len(u.Progress)+len(u.Failed)+len(u.Disputes)+len(u.Lost) > 0 ||
+		u.MorePeers || u.Whole
 }
 
 // Split cuts u into messages that respect MaxLine. What ends a state (Whole,
@@ -320,7 +334,7 @@ func (u *Up) Check(n int) error {
 // Check validates a message of the tracker against a blob of n pieces, 0 for
 // small content.
 func (d *Down) Check(n int) error {
-	for _, list := range [][]PieceSum{d.Sums, d.Refused} {
+	for _, list := range []Sums{d.Sums, d.Refused} {
 		for _, p := range list {
 			if p.Index < 0 || p.Index >= n {
 				return fmt.Errorf("%w: sum of piece %d, blob has %d", ErrMessage, p.Index, n)

@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -108,6 +111,59 @@ func TestOutboxMergesWhatWaits(t *testing.T) {
 	if _, ok := b.Next(context.Background()); ok {
 		t.Error("closed and empty outbox has a message")
 	}
+}
+
+func TestSumsOnTheWire(t *testing.T) {
+	sum := func(i int) chunker.Sum { return chunker.SumOf([]byte{byte(i)}) }
+	in := Sums{{7, sum(7), "b"}, {4, sum(4), "a"}, {6, sum(6), "b"}, {5, sum(5), "a"}, {8, sum(8), "a"}, {9, sum(9), ""}}
+	b, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(b), `"i":`); n != 4 {
+		t.Errorf("%d runs in %s, want 4", n, b)
+	}
+	var got Sums
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	byIndex := func(a, b PieceSum) int { return a.Index - b.Index }
+	slices.SortFunc(in, byIndex)
+	slices.SortFunc(got, byIndex)
+	if diff := cmp.Diff(in, got); diff != "" {
+		t.Errorf("changed on the wire (-want +got):\n%s", diff)
+	}
+	for _, bad := range []string{`[{"i":1,"sums":"AAAA"}]`, `[{"i":1,"sums":"!"}]`, `{"i":1}`, `[{"i":"x"}]`} {
+		if json.Unmarshal([]byte(bad), &got) == nil {
+			t.Errorf("%s was understood", bad)
+		}
+	}
+}
+
+func TestOutboxKeepsThePace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewOutbox[Up]()
+		b.SetPace(time.Second)
+		began := time.Now()
+		next := func(what string, want time.Duration, got ...int) {
+			t.Helper()
+			u, ok := b.Next(t.Context())
+			if after := time.Since(began); !ok || after != want || !slices.Equal(u.Got, got) {
+				t.Errorf("%s: %v after %v, ok %v; want %v after %v", what, u.Got, after, ok, got, want)
+			}
+		}
+		b.Put(Up{Got: []int{1}})
+		next("the first goes at once", 0, 1)
+		b.Put(Up{Got: []int{2}})
+		time.AfterFunc(300*time.Millisecond, func() { b.Put(Up{Got: []int{3}}) })
+		next("the next ones are collected", time.Second, 2, 3)
+		b.Put(Up{Got: []int{4}})
+		time.AfterFunc(300*time.Millisecond, func() { b.Put(Up{MorePeers: true}) })
+		next("but what is urgent goes, and takes the others along", 1300*time.Millisecond, 4)
+		b.Put(Up{Got: []int{5}})
+		time.AfterFunc(100*time.Millisecond, b.Close)
+		next("and so does the end", 1400*time.Millisecond, 5)
+	})
 }
 
 // FuzzUp feeds hostile lines to the decoder and, if they pass the checks, to

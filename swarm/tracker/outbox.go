@@ -3,6 +3,7 @@ package tracker
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // mergeable is a message that can absorb another one.
@@ -10,16 +11,19 @@ type mergeable[T any] interface {
 	*T
 	Merge(T)
 	Empty() bool
+	Urgent() bool
 }
 
 // Outbox collects messages until their receiver is ready for them, merging
 // what waits. So a slow receiver costs no more memory than one message over
-// the blob's pieces, and a fast one gets each message at once. Safe for
-// concurrent use.
+// the blob's pieces, and a fast one gets each message at once, or at the pace
+// that was set. Safe for concurrent use.
 type Outbox[T any, P mergeable[T]] struct {
 	mu      sync.Mutex
 	pending T
 	closed  bool
+	pace    time.Duration
+	last    time.Time // when Next last returned a message
 	signal  chan struct{}
 }
 
@@ -31,11 +35,24 @@ func NewOutbox[T any, P mergeable[T]]() *Outbox[T, P] {
 // Put adds a message; it never blocks. After Close it is dropped.
 func (b *Outbox[T, P]) Put(m T) {
 	b.mu.Lock()
+	p := P(&b.pending)
+	// Who waits for the pace to pass is not to be woken for more of the same.
+	wake := p.Empty() || P(&m).Urgent()
 	if !b.closed {
-		P(&b.pending).Merge(m)
+		p.Merge(m)
 	}
 	b.mu.Unlock()
-	b.wake()
+	if wake {
+		b.wake()
+	}
+}
+
+// SetPace sets the least time between two messages; those that are urgent do
+// not heed it. See [PaceDown] and [PaceUp].
+func (b *Outbox[T, P]) SetPace(d time.Duration) {
+	b.mu.Lock()
+	b.pace = d
+	b.mu.Unlock()
 }
 
 // Close lets Next return what is left, and then false.
@@ -58,11 +75,17 @@ func (b *Outbox[T, P]) wake() {
 func (b *Outbox[T, P]) Next(ctx context.Context) (m T, ok bool) {
 	for {
 		b.mu.Lock()
-		if !P(&b.pending).Empty() {
-			var zero T
-			m, b.pending = b.pending, zero
-			b.mu.Unlock()
-			return m, true
+		var due <-chan time.Time
+		if p := P(&b.pending); !p.Empty() {
+			now := time.Now()
+			wait := b.last.Add(b.pace).Sub(now)
+			if wait <= 0 || b.closed || p.Urgent() {
+				var zero T
+				m, b.pending, b.last = b.pending, zero, now
+				b.mu.Unlock()
+				return m, true
+			}
+			due = time.After(wait)
 		}
 		closed := b.closed
 		b.mu.Unlock()
@@ -71,6 +94,7 @@ func (b *Outbox[T, P]) Next(ctx context.Context) (m T, ok bool) {
 		}
 		select {
 		case <-b.signal:
+		case <-due:
 		case <-ctx.Done():
 			return m, false
 		}

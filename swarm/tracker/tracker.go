@@ -169,8 +169,10 @@ func (t *Tracker) swarm(k key) (*swarm, []string, error) {
 // deliver puts messages into the outboxes; sw.mu is held, which keeps their
 // order.
 func (sw *swarm) deliver(out []Out) {
+	pace := PaceDown(len(sw.sessions))
 	for _, o := range out {
 		if s := sw.sessions[o.To]; s != nil {
+			s.box.SetPace(pace)
 			s.box.Put(o.Down)
 		}
 	}
