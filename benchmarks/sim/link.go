@@ -5,22 +5,25 @@ import "time"
 // link is a node's, or the registry's, access to the network: an uplink and a
 // downlink that do not disturb each other.
 //
-// An uplink sends chunks, taking the streams that have something to send in
-// turn. A stream that has [config.Inflight] bytes on their way is passed over
-// until some of them have arrived. At the downlink the chunks queue in the order
-// in which they were sent. Serving in turn with a window per stream is what
-// makes the shares max-min fair over the whole network, in the long run (E.
-// Hahne, "Round-robin scheduling for max-min fairness in data networks", IEEE
-// JSAC 9(7), 1991); it costs two events per chunk, and no fixed point over all
-// flows at each change. A chunk passes through both links at once, as packets
-// do: it has arrived when the slower one is done with it.
+// An uplink sends chunks. Up to [config.Slots] streams send at a time, in turn;
+// one that has [config.Inflight] bytes on their way is passed over until some of
+// them have arrived. At the downlink the chunks queue in the order in which they
+// were sent. Serving in turn with a window per stream is what makes the shares
+// max-min fair over the whole network, in the long run (E. Hahne, "Round-robin
+// scheduling for max-min fairness in data networks", IEEE JSAC 9(7), 1991); it
+// costs two events per chunk, and no fixed point over all flows at each change.
+// A chunk passes through both links at once, as packets do: it has arrived when
+// the slower one is done with it.
 type link struct {
 	up, down float64 // bytes per second
 	busy     bool
-	current  *stream   // in the middle of a piece, if pieces go whole
-	turn     []*stream // streams that can send, in turn
+	active   []*stream // that send, in turn
+	next     int       // of active
+	waiting  []*stream // for a slot, in the order of coming
 	downFree moment    // until when the downlink is taken
 
+	// owed are bytes that go before the next chunk: the tracker's messages.
+	owed           int64
 	sent, received int64
 }
 
@@ -30,7 +33,7 @@ type stream struct {
 	from, to *node
 	queue    []request
 	inflight int64
-	turning  bool // it is in its link's turn
+	listed   bool // it is in its link's active or waiting
 	closed   bool
 
 	back *half // of a connection: the receiver's end
@@ -43,19 +46,16 @@ type request struct {
 	left  int32
 }
 
-// ready says whether the stream can send.
-func (w *world) ready(s *stream) bool {
-	return !s.closed && len(s.queue) > 0 && s.inflight < w.cfg.Inflight
-}
-
 // wake lets the stream send if it can.
 func (w *world) wake(s *stream) {
-	if s.turning || !w.ready(s) {
+	if s.closed || len(s.queue) == 0 {
 		return
 	}
-	s.turning = true
 	l := &s.from.link
-	l.turn = append(l.turn, s)
+	if !s.listed {
+		s.listed = true
+		l.waiting = append(l.waiting, s)
+	}
 	if !l.busy {
 		w.transmit(l)
 	}
@@ -63,7 +63,7 @@ func (w *world) wake(s *stream) {
 
 // transmit begins with the next chunk.
 func (w *world) transmit(l *link) {
-	s := l.next(w)
+	s := w.turn(l)
 	l.busy = s != nil
 	if s == nil {
 		return
@@ -74,43 +74,73 @@ func (w *world) transmit(l *link) {
 	e := event{kind: evChunk, stream: s, piece: r.piece, bytes: n, last: r.left == 0}
 	if e.last {
 		s.queue = s.queue[1:]
+		if s.own == nil && w.cfg.Slots > 0 {
+			// The slot goes to whoever has waited, or needs it most.
+			l.next--
+			l.active = append(l.active[:l.next], l.active[l.next+1:]...)
+			l.waiting = append(l.waiting, s)
+		}
 	}
 	s.inflight += int64(n)
-	if w.cfg.WholePieces && !e.last {
-		l.current = s
-	}
-	w.wake(s)
-	done := w.now.add(span(n, l.up))
+	done := w.now.add(span(int64(n)+l.owed, l.up))
+	l.owed = 0
 	d := &s.to.link
-	d.downFree = max(d.downFree, w.now).add(span(n, d.down))
+	d.downFree = max(d.downFree, w.now).add(span(int64(n), d.down))
 	l.sent += int64(n)
 	w.push(done, event{kind: evUplink, node: s.from})
 	w.push(max(done, d.downFree).add(w.cfg.Latency), e)
 }
 
-// next takes the stream whose turn it is; nil: none can send.
-func (l *link) next(w *world) *stream {
-	if s := l.current; s != nil {
-		l.current = nil
-		if w.ready(s) {
+// turn takes the stream whose turn it is; nil: none can send.
+func (w *world) turn(l *link) *stream {
+	for passed := 0; ; {
+		w.admit(l)
+		if passed >= len(l.active) {
+			return nil
+		}
+		if l.next >= len(l.active) {
+			l.next = 0
+		}
+		s := l.active[l.next]
+		switch {
+		case s.closed || len(s.queue) == 0:
+			s.listed = false
+			l.active = append(l.active[:l.next], l.active[l.next+1:]...)
+			continue
+		case s.inflight < w.cfg.Inflight:
+			l.next++
 			return s
 		}
+		l.next++
+		passed++
 	}
-	for len(l.turn) > 0 {
-		s := l.turn[0]
-		l.turn = l.turn[1:]
-		s.turning = false
-		if w.ready(s) {
-			return s
+}
+
+// admit fills the slots of an uplink.
+func (w *world) admit(l *link) {
+	for len(l.waiting) > 0 && (w.cfg.Slots <= 0 || len(l.active) < w.cfg.Slots || l == &w.registry.link) {
+		best := 0
+		if w.cfg.Needy {
+			for i, s := range l.waiting {
+				if s.to.count < l.waiting[best].to.count {
+					best = i
+				}
+			}
 		}
+		s := l.waiting[best]
+		l.waiting = append(l.waiting[:best], l.waiting[best+1:]...)
+		if s.closed || len(s.queue) == 0 {
+			s.listed = false
+			continue
+		}
+		l.active = append(l.active, s)
 	}
-	return nil
 }
 
 // close ends a stream; what is on its way still arrives.
 func (s *stream) close() { s.closed, s.queue = true, nil }
 
 // span is how long n bytes take.
-func span(n int32, rate float64) time.Duration {
+func span(n int64, rate float64) time.Duration {
 	return time.Duration(float64(n) / rate * float64(time.Second))
 }

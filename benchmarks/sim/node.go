@@ -202,7 +202,7 @@ func (w *world) chunk(s *stream, e event) {
 		if !n.have.Has(i) {
 			w.gain(n, i)
 			n.out.Got = append(n.out.Got, i)
-			w.say(n, false)
+			w.say(n)
 		}
 	}
 	w.pump(s.back)
@@ -218,14 +218,14 @@ func (w *world) leased(j *job, e event) {
 	if w.now-j.told >= moment(progressEvery) {
 		j.told = w.now
 		n.out.Merge(tracker.Up{Progress: []tracker.Progress{{Lease: j.lease.ID, Bytes: j.bytes}}})
-		w.say(n, true)
+		w.say(n)
 	}
 	if !e.last {
 		return
 	}
 	if !n.have.Has(i) {
 		n.out.Have = append(n.out.Have, tracker.PieceSum{Index: i, Sum: sumOf(i)})
-		w.say(n, true)
+		w.say(n)
 		w.gain(n, i)
 	}
 	if j.left--; j.left == 0 {
@@ -261,7 +261,7 @@ func (w *world) gain(n *node, i int) {
 		n.done = w.now
 		w.missing--
 		n.out.Whole, n.out.WholeSize = true, w.geo.Size
-		w.say(n, true)
+		w.say(n)
 	}
 }
 
@@ -343,7 +343,7 @@ func (w *world) look(n *node) {
 	if len(n.conns) < min(n.pullers-1, 4) && w.now-n.asking >= moment(5*time.Second) {
 		n.asking = w.now
 		n.out.MorePeers = true
-		w.say(n, true)
+		w.say(n)
 	}
 	w.push(w.now.add(w.cfg.Look), event{kind: evLook, node: n})
 }

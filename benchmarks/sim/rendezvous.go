@@ -13,8 +13,10 @@ import (
 // [tracker.Tracker] and the sessions do: collect what is to be said to a node
 // until it is time to say it, and keep the inventory of who has the blob.
 type rendezvous struct {
-	m       *tracker.Large
-	holders []string // sorted
+	m        *tracker.Large
+	host     *node // whose uplink the messages take
+	sessions int
+	holders  []string // sorted
 
 	up, down traffic
 	cpu      time.Duration // spent in m, on the machine that simulates
@@ -57,12 +59,12 @@ func (t *traffic) count(now moment, bytes int) {
 }
 
 // say lets a node send its box to the tracker, soon or at once.
-func (w *world) say(n *node, urgent bool) {
+func (w *world) say(n *node) {
 	if !n.session {
 		return
 	}
-	pace := w.cfg.PaceUp
-	if urgent {
+	pace := time.Duration(w.cfg.Pace * float64(tracker.PaceUp(n.pullers)))
+	if n.out.Urgent() {
 		pace = 0
 	}
 	if at, ok := n.outPost.plan(w.now, pace); ok {
@@ -89,6 +91,7 @@ func (w *world) heard(n *node, u *tracker.Up) {
 	began := time.Now()
 	var out []tracker.Out
 	if u.Hello != nil {
+		r.sessions++
 		out = r.m.SetHolders(r.holders, w.now.time())
 		out = append(out, r.m.Join(u.Hello, w.now.time())...)
 	} else {
@@ -118,6 +121,7 @@ func (w *world) left(n *node) {
 	out := r.m.Leave(n.id, w.now.time())
 	r.cpu += time.Since(began)
 	n.session = false
+	r.sessions--
 	w.deliver(out)
 }
 
@@ -133,15 +137,15 @@ func (w *world) tick() {
 
 // deliver puts messages into the boxes of their receivers.
 func (w *world) deliver(out []tracker.Out) {
+	pace := time.Duration(w.cfg.Pace * float64(tracker.PaceDown(w.tracker.sessions)))
 	for i := range out {
 		n := w.byID[out[i].To]
-		d := &out[i].Down
-		pace := w.cfg.PaceDown
-		if len(d.Grants)+len(d.Revoke)+len(d.Peers)+len(d.Forget)+len(d.Refused) > 0 || d.Starved || d.Done {
-			pace = 0
+		n.in.Merge(out[i].Down)
+		wait := pace
+		if n.in.Urgent() {
+			wait = 0
 		}
-		n.in.Merge(*d)
-		if at, ok := n.inPost.plan(w.now, pace); ok {
+		if at, ok := n.inPost.plan(w.now, wait); ok {
 			w.push(at, event{kind: evFlushDown, node: n})
 		}
 	}
@@ -153,21 +157,39 @@ func (w *world) flushDown(n *node) {
 	}
 	d := n.in
 	n.in = tracker.Down{}
-	w.tracker.down.count(w.now, sizeDown(&d))
+	size := sizeDown(&d)
+	w.tracker.down.count(w.now, size)
+	w.tracker.host.link.owed += int64(size)
 	w.push(w.now.add(w.cfg.ControlLatency), event{kind: evDown, node: n, down: &d})
 }
 
 // sizeUp and sizeDown estimate a message's length on the wire, in bytes.
 func sizeUp(u *tracker.Up) int {
-	return 30 + 84*len(u.Have) + 5*len(u.Got) + 40*len(u.Progress)
+	return 20 + sizeSums(u.Have) + 5*len(u.Got) + 40*len(u.Progress)
 }
 
 func sizeDown(d *tracker.Down) int {
-	n := 30 + 100*len(d.Sums) + 60*len(d.Grants) + 10*len(d.Peers)
+	n := 20 + sizeSums(d.Sums) + 60*len(d.Grants) + 10*len(d.Peers)
 	if d.Beat != nil {
 		n += 60
 	}
 	return n
+}
+
+// sizeSums counts a base64 string of 32 bytes for each sum, and the frame of
+// each run of consecutive pieces of one node.
+func sizeSums(sums tracker.Sums) int {
+	known := make(map[int]string, len(sums))
+	for _, s := range sums {
+		known[s.Index] = s.By
+	}
+	runs := 0
+	for _, s := range sums {
+		if by, ok := known[s.Index-1]; !ok || by != s.By {
+			runs++
+		}
+	}
+	return 43*len(sums) + 35*runs
 }
 
 func hello(id string, size int64, have []byte) *tracker.Hello {

@@ -146,5 +146,6 @@ func simulate(c config) (result, error) {
 	if err := w.run(); err != nil {
 		return result{}, err
 	}
+	w.dbgEnd()
 	return w.result(time.Since(began)), nil
 }

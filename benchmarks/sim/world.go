@@ -24,12 +24,14 @@ type config struct {
 	// Chunk is how many bytes a link sends at a time for one stream, and
 	// Inflight how many may be on the way.
 	Chunk, Inflight int64
-	// WholePieces lets an uplink finish a piece before it turns to the next
-	// stream.
-	WholePieces bool
-	// PaceUp and PaceDown are how long messages to and from the tracker that
-	// are not urgent are collected.
-	PaceUp, PaceDown time.Duration
+	// Slots is to how many peers an uplink sends at a time, a piece to each; 0
+	// is all that asked. Needy: a slot goes to who has least, instead of who
+	// has waited longest.
+	Slots int
+	Needy bool
+	// Pace multiplies how long messages to and from the tracker that are not
+	// urgent are collected.
+	Pace float64
 	// Look is how often a node asks again although nothing happened.
 	Look   time.Duration
 	Tuning picker.Tuning
@@ -86,11 +88,12 @@ func (w *world) add(rate float64) *node {
 	pieces := w.geo.NumPieces()
 	n := &node{
 		id: fmt.Sprintf("n%04d", len(w.nodes)), link: link{up: rate, down: rate},
-		joined: -1, done: -1, died: -1, outPost: post{next: -1}, inPost: post{next: -1}, asking: -moment(time.Hour),
+		joined: -1, done: -1, died: -1, outPost: post{next: -1}, inPost: post{next: -1},
 		have: chunker.NewBitfield(pieces), byID: map[string]*half{}, asked: make([]uint8, pieces), jobs: map[uint64]*job{},
 	}
 	n.pick = w.newPicker()
 	w.nodes = append(w.nodes, n)
+	w.tracker.host = w.nodes[0]
 	w.byID[n.id] = n
 	return n
 }
@@ -103,8 +106,9 @@ func (w *world) pulls(n *node, at moment) {
 
 func (w *world) join(n *node) {
 	n.joined, n.lagSince, n.session = w.now, w.now, true
+	n.asking = w.now.add(-4 * time.Second) // the first look that counts is after a second
 	n.out.Hello = hello(n.id, w.geo.Size, nil)
-	w.say(n, true)
+	w.say(n)
 	// Nodes do not look at the same moments.
 	w.push(w.now.add(time.Duration(w.rng.Int64N(int64(w.cfg.Look)))), event{kind: evLook, node: n})
 }
@@ -146,6 +150,9 @@ func (w *world) run() error {
 		w.now = at
 		w.events++
 		w.happen(e)
+		if debug {
+			w.dbg()
+		}
 	}
 	return nil
 }
