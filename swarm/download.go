@@ -352,6 +352,7 @@ func (d *download) handle(m tracker.Down) {
 			d.vit.lastSwarm = time.Now()
 		}
 		d.beat = *m.Beat
+		d.out.SetPace(tracker.PaceUp(m.Beat.Pullers))
 	}
 	for _, l := range m.Grants {
 		ctx, cancel := context.WithCancel(d.ctx)
