@@ -119,14 +119,22 @@ func (r Record) quantile(q float64) float64 {
 	return Quantile(s, q)
 }
 
-// SlowestFetch is when the last node had the last layer; 0: not known.
+// SlowestFetch is when the last node had the last layer; 0: not known of all of
+// them.
 func (r Record) SlowestFetch() float64 {
 	var s float64
 	for _, p := range r.Pulls {
+		if p.Fetch == 0 {
+			return 0
+		}
 		s = max(s, p.Fetch)
 	}
 	return s
 }
+
+// Landed is how many bytes of the image came to a node that did not have them,
+// on all nodes together.
+func (r Record) Landed() int64 { return r.Moved * int64(len(r.Pulls)) }
 
 // Copies of what had to be moved that left the registry, packet headers
 // included.
