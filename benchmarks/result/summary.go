@@ -1,9 +1,6 @@
 package result
 
-import (
-	"cmp"
-	"slices"
-)
+import "slices"
 
 // Perfect is the mode that the others are measured against: every node pulls
 // from a registry whose link is not shaped, so that nothing but the node's own
@@ -29,11 +26,14 @@ func (r Record) Key() Key {
 }
 
 // Summary is what the rounds of one key come to. Times are those of the slowest
-// node, and a figure over rounds is their median.
+// node, and a figure over rounds is their median: of the rounds that know it,
+// and for times of those in which a node pulled to the end.
 type Summary struct {
 	Key
+	// Rounds are all of them.
 	Rounds int
-	// Slowest, and the least and greatest of all rounds, in seconds.
+	// Slowest, and the least and greatest of all rounds, in seconds; 0: nobody
+	// pulled to the end.
 	Slowest, Least, Greatest float64
 	// Fetch is when the slowest node had all layers; 0: not known.
 	Fetch float64
@@ -44,7 +44,11 @@ type Summary struct {
 	// Copies with packet headers, Origin without; negative: not counted.
 	Copies, Origin float64
 	Idle           float64
-	Processes      []Processes
+	// Landed is Record.Landed.
+	Landed int64
+	// Processes by name, in the order in which the rounds name them; of the
+	// rounds in which they ran.
+	Processes []Processes
 }
 
 // OverBound is Slowest ÷ Bound; 0: there is no bound.
@@ -73,41 +77,80 @@ func Summarize(all []Record) []Summary {
 	}
 	var out []Summary
 	for _, k := range order {
-		rs := byKey[k]
-		s := Summary{Key: k, Rounds: len(rs), Slowest: over(rs, Record.Slowest)}
-		s.Fetch = over(rs, Record.SlowestFetch)
-		s.Least = slices.MinFunc(rs, bySlowest).Slowest()
-		s.Greatest = slices.MaxFunc(rs, bySlowest).Slowest()
-		s.Bound = over(rs, func(r Record) float64 { return r.Bound })
-		s.Copies, s.Origin = over(rs, Record.Copies), over(rs, Record.OriginCopies)
-		s.Idle = over(rs, func(r Record) float64 { return r.Idle })
-		s.Processes = processes(rs)
-		k.Mode = Perfect
-		s.Perfect = over(byKey[k], Record.Slowest)
-		out = append(out, s)
+		out = append(out, summarize(k, byKey))
 	}
 	return out
 }
 
-func bySlowest(a, b Record) int { return cmp.Compare(a.Slowest(), b.Slowest()) }
+func summarize(k Key, byKey map[Key][]Record) Summary {
+	rs := byKey[k]
+	s := Summary{Key: k, Rounds: len(rs)}
+	s.Slowest = over(rs, Record.Slowest, positive)
+	s.Fetch = over(rs, Record.SlowestFetch, positive)
+	s.Bound = over(rs, func(r Record) float64 { return r.Bound }, positive)
+	s.Copies = over(rs, Record.Copies, known)
+	s.Idle = over(rs, func(r Record) float64 { return r.Idle }, known)
+	s.Landed = int64(over(rs, func(r Record) float64 { return float64(r.Landed()) }, positive))
+	s.Processes = processes(rs)
+	s.Origin = -1
+	if slices.ContainsFunc(rs, func(r Record) bool { return known(r.OriginCopies()) }) {
+		s.Origin = over(rs, Record.OriginCopies, known)
+	}
+	for _, r := range rs {
+		t := r.Slowest()
+		if positive(t) && (s.Least == 0 || t < s.Least) {
+			s.Least = t
+		}
+		s.Greatest = max(s.Greatest, t)
+	}
+	k.Mode = Perfect
+	var perfect []Record
+	for _, p := range byKey[k] {
+		if slices.ContainsFunc(rs, func(r Record) bool { return r.Round == p.Round }) {
+			perfect = append(perfect, p)
+		}
+	}
+	s.Perfect = over(perfect, Record.Slowest, positive)
+	return s
+}
 
-// over is the median of a figure over rounds.
-func over(rs []Record, f func(Record) float64) float64 {
+// What a figure is if it is known: a time is positive, a count not negative.
+func positive(v float64) bool { return v > 0 }
+func known(v float64) bool    { return v >= 0 }
+
+// over is the median of a figure over those rounds whose figure is accepted; 0
+// of none.
+func over(rs []Record, f func(Record) float64, accept func(float64) bool) float64 {
 	var v []float64
 	for _, r := range rs {
-		v = append(v, f(r))
+		if x := f(r); accept(x) {
+			v = append(v, x)
+		}
 	}
 	return Median(v)
 }
 
 func processes(rs []Record) []Processes {
+	var names []string
+	for _, r := range rs {
+		for _, p := range r.Processes {
+			if !slices.Contains(names, p.Name) {
+				names = append(names, p.Name)
+			}
+		}
+	}
 	var out []Processes
-	for _, p := range rs[0].Processes {
+	for _, name := range names {
 		of := func(f func(Processes) float64) float64 {
-			return over(rs, func(r Record) float64 { q, _ := r.Process(p.Name); return f(q) })
+			return over(rs, func(r Record) float64 {
+				if p, ok := r.Process(name); ok {
+					return f(p)
+				}
+				return -1
+			}, known)
 		}
 		out = append(out, Processes{
-			Name:      p.Name,
+			Name:      name,
 			CPU:       of(func(p Processes) float64 { return p.CPU }),
 			CPUPerGiB: of(func(p Processes) float64 { return p.CPUPerGiB }),
 			PeakRSS:   int64(of(func(p Processes) float64 { return float64(p.PeakRSS) })),
