@@ -28,21 +28,21 @@ var about = cmpopts.EquateApprox(0, 1e-9)
 func TestSummarize(t *testing.T) {
 	rs := []result.Record{
 		pulled(result.Perfect, 1, 80, 82),
-		pulled(result.Shoal, 1, 84, 88),
-		pulled(result.Shoal, 2, 90, 85),
+		pulled(result.Shoal, 1, 90, 85),
 		pulled(result.Perfect, 2, 84, 81),
-		pulled(result.Shoal, 3, 99, 100),
+		pulled(result.Shoal, 2, 99, 100),
 		pulled(result.Perfect, 3, 95, 96),
+		pulled(result.Shoal, 3, 84, 88),
 	}
 	rs[1].Sent, rs[1].Origin, rs[1].Idle, rs[1].Bound = 1300, 1200, 0.1, 81
-	rs[2].Sent, rs[2].Origin, rs[2].Idle, rs[2].Bound = 1200, 1100, 0.2, 82
-	rs[4].Sent, rs[4].Origin, rs[4].Idle, rs[4].Bound = 1100, 1000, 0.9, 83
+	rs[3].Sent, rs[3].Origin, rs[3].Idle, rs[3].Bound = 1200, 1100, 0.2, 82
+	rs[5].Sent, rs[5].Origin, rs[5].Idle, rs[5].Bound = 1100, 1000, 0.9, 83
 	rs[1].Processes = []result.Processes{{Name: "shoal", CPU: 3, CPUPerGiB: 1, PeakRSS: 30, PeakHeap: 3, Written: 8000}}
-	rs[2].Processes = []result.Processes{
+	rs[3].Processes = []result.Processes{
 		{Name: "containerd", CPU: 9, Written: 2000},
 		{Name: "shoal", CPU: 5, CPUPerGiB: 3, PeakRSS: 10, PeakHeap: 1, Written: 2000},
 	}
-	rs[4].Processes = []result.Processes{{Name: "shoal", CPU: 4, CPUPerGiB: 2, PeakRSS: 20, PeakHeap: 2, Written: 4000}}
+	rs[5].Processes = []result.Processes{{Name: "shoal", CPU: 4, CPUPerGiB: 2, PeakRSS: 20, PeakHeap: 2, Written: 4000}}
 	key := rs[0].Key()
 	shoal := key
 	shoal.Mode = result.Shoal
