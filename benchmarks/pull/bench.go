@@ -159,9 +159,10 @@ func (b *bench) prepare(ctx context.Context, holders []*lab.Node, img lab.Image,
 func (b *bench) observe(ctx context.Context, s scenario, r *result.Record, p plan) error {
 	groups := []group{{name: containerd}}
 	counted := r.Mode == result.Shoal && s.name != "churn" // a killed node takes its counters along
-	if r.Mode == result.Shoal {
+	switch r.Mode {
+	case result.Shoal:
 		groups = append(groups, group{name: shoalName})
-	} else if r.Mode == other {
+	case other:
 		groups = append(groups, group{name: b.options.otherName})
 	}
 	for _, n := range p.nodes {

@@ -44,6 +44,14 @@
 //
 // The memory that the pulls will use is touched first, see lab.Ballast.
 //
+// # Results
+//
+// With -out DIR every measured pull is appended to DIR/results.jsonl at once, and
+// a report (Markdown, CSV, plots) is made there at the end. -report makes one of
+// the files of several runs:
+//
+//	go run ./benchmarks/pull -report -out DIR -title 'Pull times' run1/results.jsonl run2/results.jsonl
+//
 // # Rivals
 //
 // Mode other starts -other-command in a shell on every node, a Go template with

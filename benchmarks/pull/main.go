@@ -17,6 +17,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/shoal-dev/shoal/benchmarks/report"
 	"github.com/shoal-dev/shoal/benchmarks/result"
 	"github.com/shoal-dev/shoal/e2e/lab"
 )
@@ -47,6 +48,11 @@ type options struct {
 	out                string
 	asJSON, verbose    bool
 
+	// report: measure nothing, bring the runs of these files together.
+	report         bool
+	reports        []string
+	title, command string
+
 	otherName, otherCommand, otherHosts, otherReady string
 
 	// nodes is the size of the cluster at hand.
@@ -66,7 +72,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	registryRate := fs.String("registry-rate", "", "speed of the registry's link (default: as -rate)")
 	fs.DurationVar(&o.stagger, "stagger", 2*time.Second, "time between the starts of two nodes in scenario rolling")
 	fs.StringVar(&o.shoal, "shoal", "", "shoal binary (default: built from this source tree)")
-	fs.StringVar(&o.out, "out", "", "directory for results.jsonl, written as it goes")
+	fs.StringVar(&o.out, "out", "", "directory for results.jsonl, written as it goes, and for the report at the end")
+	fs.BoolVar(&o.report, "report", false, "measure nothing: make one report in -out of the results.jsonl files that are named as arguments")
+	fs.StringVar(&o.title, "title", "Pull times", "title of the report of -report")
+	fs.StringVar(&o.command, "command", "", "what -report says the runs were made with")
 	fs.BoolVar(&o.asJSON, "json", false, "print one JSON object per pull instead of text")
 	fs.BoolVar(&o.verbose, "v", false, "tell of the steps, and say where the logs are while it runs")
 	fs.StringVar(&o.otherName, "other-name", "other", "what to call the mirror of mode other in results")
@@ -76,8 +85,11 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
-	if fs.NArg() > 0 {
+	if o.reports = fs.Args(); len(o.reports) > 0 && !o.report {
 		return o, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if o.report && len(o.reports) == 0 {
+		return o, errors.New("-report: name the results.jsonl files of the runs")
 	}
 	for s := range items(*nodes) {
 		n, err := strconv.Atoi(s)
@@ -144,6 +156,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if o.report {
+		return rewrite(o, o.reports)
+	}
 	if err := lab.Check(); err != nil {
 		return err
 	}
@@ -181,10 +196,41 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 	}
+	if o.out != "" {
+		if err := report.Write(o.out, "Pull times", command(args), all); err != nil {
+			return err
+		}
+	}
 	if !o.asJSON {
 		return summarize(stdout, all)
 	}
 	return nil
+}
+
+// command is how to measure the same again.
+func command(args []string) string {
+	var b strings.Builder
+	b.WriteString("go run ./benchmarks/pull")
+	for _, a := range args {
+		if strings.ContainsAny(a, " \t\n\"'$&|;<>(){}*?#\\`") {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		b.WriteByte(' ')
+		b.WriteString(a)
+	}
+	return b.String()
+}
+
+// rewrite makes a report of earlier runs.
+func rewrite(o options, paths []string) error {
+	if o.out == "" {
+		return errors.New("-report: say with -out where the report goes")
+	}
+	all, err := result.ReadFiles(paths...)
+	if err != nil {
+		return err
+	}
+	return report.Write(o.out, o.title, o.command, all)
 }
 
 // openResults makes a new file in dir, which must not hold one.

@@ -29,7 +29,7 @@ func TestParse(t *testing.T) {
 	o.scenarios = nil
 	want := options{
 		clusters: []int{4, 8}, images: []result.Image{{Name: "250MB-2", Bytes: 250e6, Layers: 2}, {Name: "1MiB-1-c", Bytes: 1 << 20, Layers: 1, Compressible: true}},
-		rate: 50 * lab.Mbit, modes: []string{direct, result.Shoal}, rounds: 3, stagger: time.Second, asJSON: true, out: "x", otherName: other,
+		rate: 50 * lab.Mbit, modes: []string{direct, result.Shoal}, rounds: 3, stagger: time.Second, asJSON: true, out: "x", otherName: other, title: "Pull times", reports: []string{},
 	}
 	if diff := cmp.Diff(want, o, cmp.AllowUnexported(options{})); diff != "" {
 		t.Error(diff)
@@ -39,7 +39,7 @@ func TestParse(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"-image huge", "-image 1GB", "-image 1GB-0", "-image 1GB-1,", "-rate fast", "-registry-rate -1mbit", "-scenario tepid", "-mode cold",
-		"-rounds 0", "-nodes 0", "-nodes 1 -scenario warm", "-nodes 8,2 -scenario churn", "-rate 0 -scenario churn", "-mode other", "stray",
+		"-rounds 0", "-nodes 0", "-nodes 1 -scenario warm", "-nodes 8,2 -scenario churn", "-rate 0 -scenario churn", "-mode other", "stray", "-report",
 	} {
 		if _, err := parse(strings.Fields(bad), io.Discard); err == nil {
 			t.Errorf("%q is accepted", bad)
@@ -50,7 +50,7 @@ func TestParse(t *testing.T) {
 func record() result.Record {
 	return result.Record{
 		Scenario: "cold", Mode: result.Shoal, Round: 2, Nodes: 3, Image: result.Image{Name: "1GiB-1"}, Moved: 1 << 30, Bound: 80, Sent: 1 << 30, Origin: 1 << 29, Idle: 0.25,
-		Pulls:     []result.Pull{{Node: "n1", Seconds: 88}, {Node: "n2", Seconds: 100, Fetch: 90}, {Node: "n3", Seconds: 84}},
+		Pulls:     []result.Pull{{Node: "n1", Seconds: 88, Fetch: 80}, {Node: "n2", Seconds: 100, Fetch: 90}, {Node: "n3", Seconds: 84, Fetch: 80}},
 		Processes: []result.Processes{{Name: "shoal", CPU: 9, CPUPerGiB: 3, PeakRSS: 1 << 27, PeakHeap: 1 << 26, Written: 3 << 30}},
 	}
 }

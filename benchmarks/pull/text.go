@@ -34,7 +34,10 @@ func text(r result.Record) string {
 	if r.Bound > 0 {
 		fmt.Fprintf(&b, " = %.3f × the bound of %.2f s; median %.3f ×", r.Slowest()/r.Bound, r.Bound, r.Median()/r.Bound)
 	}
-	fmt.Fprintf(&b, "\n  fetched     %.2f s, the rest is unpacking\n  registry    %.3f copies", r.SlowestFetch(), r.Copies())
+	if f := r.SlowestFetch(); f > 0 {
+		fmt.Fprintf(&b, "\n  fetched     %.2f s, the rest is unpacking", f)
+	}
+	fmt.Fprintf(&b, "\n  registry    %.3f copies", r.Copies())
 	if c := r.OriginCopies(); c >= 0 {
 		fmt.Fprintf(&b, ", %.3f by the nodes' count", c)
 	}

@@ -15,7 +15,7 @@ func (w *world) dbg() {
 	dt := (w.now - lastTick).seconds()
 	lastTick = w.now
 	var rec, useful, up, asked, idleUp, queue int64
-	var minc, maxc int = 1 << 30, 0
+	minc, maxc := 1<<30, 0
 	for _, n := range w.nodes {
 		rec += n.link.received
 		useful += n.bytes

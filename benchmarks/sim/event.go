@@ -48,7 +48,6 @@ type event struct {
 	stream *stream
 	up     *tracker.Up
 	down   *tracker.Down
-	lease  *tracker.Lease
 }
 
 // queue holds what is going to happen, in order of time; what is due at the
