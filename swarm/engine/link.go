@@ -22,6 +22,9 @@ const (
 	// maxServe is how many chunks a peer may have requested and not been sent:
 	// twice what a node of ours asks for.
 	maxServe = 2 * (16<<20 + chunker.MaxPieceLength) / chunker.ChunkLength
+	// maxOut is how many bytes of messages may wait for a peer that asks for more
+	// and more; those to one that behaves have a few hundred.
+	maxOut = 64 << 10
 	// linger is how long news of pieces waits for something else to be sent
 	// along with it. A packet and two wake-ups for each piece and each peer
 	// would cost more than the piece's own delivery.
@@ -284,7 +287,7 @@ func (l *link) requested(c chunk) error {
 	has := l.t.blob.Has(c.piece)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.serve) >= maxServe {
+	if len(l.serve) >= maxServe || len(l.out) > maxOut {
 		return fmt.Errorf("more than %d chunks requested at a time", maxServe)
 	}
 	if has {

@@ -68,6 +68,10 @@ type failure struct {
 	senders []peerID
 }
 
+// stuckAfter is how long a peer may take to answer before it is asked for nothing
+// more: it would serve a request within milliseconds if nothing was wrong.
+const stuckAfter = time.Second
+
 // maxFailures is how often a piece may fail before it is not wanted any more.
 // The first failure ends the connection to its sender, and the second try goes
 // to another; a third means that its sum is wrong, or that nobody honest has
@@ -232,17 +236,17 @@ func (t *Torrent) askAll(now time.Time) {
 
 // ask asks the peer for what it should be asked for now.
 func (l *link) ask(now time.Time) {
-	if l.choked || l.refused {
+	if l.choked || l.refused || l.stuck(now) {
 		return
 	}
-	idle := l.peer.Owed() == 0
+	idle := len(l.asked) == 0
 	if idle {
 		l.heard = now
 	}
 	for {
 		i, ok := l.peer.Next(now)
 		if !ok {
-			if idle && l.peer.Owed() > 0 {
+			if idle && len(l.asked) > 0 {
 				l.t.poke() // there is something to watch now
 			}
 			return
@@ -259,6 +263,12 @@ func (l *link) ask(now time.Time) {
 			return b
 		})
 	}
+}
+
+// stuck says that the peer has not even answered what was cancelled since: what
+// it is asked now would wait, too.
+func (l *link) stuck(now time.Time) bool {
+	return len(l.asked) > 0 && l.asked[0].void && now.Sub(l.heard) > stuckAfter
 }
 
 // chunks of a piece, in order.

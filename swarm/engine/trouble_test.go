@@ -428,3 +428,55 @@ func FuzzWire(f *testing.F) {
 		}
 	})
 }
+
+// TestStuckPeer: a peer that holds still is not asked for one piece after
+// another, each of which would have to wait until somebody else is found late:
+// it is left out in the end, and everything comes from the other one.
+func TestStuckPeer(t *testing.T) {
+	c := newContent(t, 40*chunker.MinPieceLength)
+	p := plain()
+	p.tune.answer = 3 * time.Second
+	leech := newNode(t, "leech", p).join(t, c, Events{})
+	raw := dialRaw(t, leech.node.addr, c)
+	raw.send(pp.Message{Type: pp.HaveAll}, pp.Message{Type: pp.Unchoke})
+	slow := plain()
+	slow.upload = 2 << 20
+	seed := newNode(t, "seed", slow).join(t, c, Events{})
+	for i := range c.pieces() {
+		seed.bring(t, i, c.piece(i))
+	}
+	leech.await(t, "the stuck one", func() bool { return leech.Stats().Peers == 1 })
+	for i := range c.pieces() {
+		leech.want(t, i, chunker.SumOf(c.piece(i)))
+	}
+	leech.meet(seed)
+	leech.awaitAll(t)
+	if !raw.closed() {
+		t.Error("the stuck peer is still connected")
+	}
+	if got := leech.Stats().WastedBytes; got != 0 {
+		t.Errorf("%d bytes wasted", got)
+	}
+}
+
+// TestRequestsWithoutEnd: a peer that asks for what is not there, and does not
+// listen to the answers, takes no memory.
+func TestRequestsWithoutEnd(t *testing.T) {
+	c := newContent(t, 4*chunker.MinPieceLength)
+	m := newNode(t, "n", plain()).join(t, c, Events{})
+	m.bring(t, 0, c.piece(0))
+	raw := dialRaw(t, m.node.addr, c)
+	raw.send(pp.Message{Type: pp.HaveNone})
+	one := pp.Message{Type: pp.Request, Index: 1, Length: chunker.ChunkLength}
+	many := bytes.Repeat(one.MustMarshalBinary(), 1<<16)
+	_ = raw.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	for range 100 {
+		if _, err := raw.Write(many); err != nil {
+			if asTimeout(err, new(net.Error)) {
+				t.Fatal("the connection was not closed")
+			}
+			return
+		}
+	}
+	t.Fatal("6 million requests were taken")
+}

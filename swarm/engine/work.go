@@ -64,7 +64,7 @@ func (t *Torrent) next(now time.Time) (at time.Time) {
 		at = t.roster.wake()
 	}
 	for l := range t.links {
-		if l.peer.Owed() > 0 {
+		if len(l.asked) > 0 {
 			at = sooner(at, now.Add(lookAround))
 			at = sooner(at, l.heard.Add(t.e.tune.answer))
 		}
@@ -160,7 +160,7 @@ func (t *Torrent) leaveOut(id peerID, reason string) {
 // closeSilent ends connections to peers that owe chunks for too long.
 func (t *Torrent) closeSilent(now time.Time) {
 	for l := range t.links {
-		if !l.refused && l.peer.Owed() > 0 && now.Sub(l.heard) >= t.e.tune.answer {
+		if !l.refused && len(l.asked) > 0 && now.Sub(l.heard) >= t.e.tune.answer {
 			t.leaveOut(l.id, "silent")
 		}
 	}
