@@ -6,7 +6,8 @@ import "time"
 type Params struct {
 	// LeaseTimeout is how long a lease may go without a byte before another
 	// puller gets it. Default 5 s: longer than a TCP retransmission series on
-	// a bad link, shorter than the patience of any client.
+	// a bad link, shorter than the patience of any client. When nothing is
+	// left to lease and everyone waits, a third of it is enough.
 	LeaseTimeout time.Duration
 	// LeaseTime is how long one lease should last at the speed its puller
 	// has shown; it sets the lease's length. Default 1.5 s: short enough that
