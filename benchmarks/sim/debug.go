@@ -49,6 +49,6 @@ func (w *world) dbgEnd() {
 		for _, h := range n.conns {
 			nn += len(h.other.self.conns)
 		}
-		fmt.Fprintf(os.Stderr, "N %s %d done %.3f joined %.3f conns %d theirs %.1f\n", n.id, i, n.done.seconds()/w.bound(n), n.joined.seconds(), len(n.conns), float64(nn)/float64(len(n.conns)))
+		fmt.Fprintf(os.Stderr, "N %s %d took %.3f done %.3f joined %.3f conns %d theirs %.1f\n", n.id, i, (n.done-n.joined).seconds()/w.bound(n), n.done.seconds()/w.bound(n), n.joined.seconds(), len(n.conns), float64(nn)/float64(len(n.conns)))
 	}
 }

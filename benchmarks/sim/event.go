@@ -29,6 +29,7 @@ const (
 	evCancel                // the cancellation of a request has arrived
 	evHave                  // a node's peers hear that it has a piece
 	evLease                 // a source begins to send a lease
+	evBroken                // a lease's source turns out to be gone
 	evUp                    // a message arrives at the tracker
 	evDown                  // a message of the tracker arrives
 	evFlushUp               // a node sends what it has to say to the tracker

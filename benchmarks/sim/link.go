@@ -1,6 +1,9 @@
 package main
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // link is a node's, or the registry's, access to the network: an uplink and a
 // downlink that do not disturb each other.
@@ -33,6 +36,8 @@ type stream struct {
 	from, to *node
 	queue    []request
 	inflight int64
+	since    moment // the beginning, and how many pieces the receiver had then
+	base     int
 	listed   bool // it is in its link's active or waiting
 	closed   bool
 
@@ -116,14 +121,21 @@ func (w *world) turn(l *link) *stream {
 	}
 }
 
+// pace is how many pieces a second the receiver of a stream has got since the
+// connection began, from anywhere: its announcements tell.
+func (w *world) pace(s *stream) float64 {
+	return float64(s.to.count-s.base) / (w.now - s.since + 1).seconds()
+}
+
 // admit fills the slots of an uplink.
 func (w *world) admit(l *link) {
 	for len(l.waiting) > 0 && (w.cfg.Slots <= 0 || len(l.active) < w.cfg.Slots || l == &w.registry.link) {
 		best := 0
 		if w.cfg.Needy {
+			least := math.Inf(1)
 			for i, s := range l.waiting {
-				if s.to.count < l.waiting[best].to.count {
-					best = i
+				if v := w.pace(s); v < least {
+					best, least = i, v
 				}
 			}
 		}

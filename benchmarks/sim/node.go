@@ -21,6 +21,7 @@ type node struct {
 	dead               bool
 
 	have  chunker.Bitfield
+	known chunker.Bitfield // pieces of which the sum is
 	count int
 	pick  *picker.Picker
 	conns []*half
@@ -62,6 +63,16 @@ type job struct {
 	told   moment
 }
 
+// leased says whether the node has a lease on piece i.
+func (n *node) leased(i int) bool {
+	for _, j := range n.jobs {
+		if i >= j.lease.First && i < j.lease.First+j.lease.Count {
+			return true
+		}
+	}
+	return false
+}
+
 // newPicker begins a node's choice of pieces.
 func (w *world) newPicker() *picker.Picker {
 	return picker.New(w.cfg.Tuning, w.geo, w.split())
@@ -77,7 +88,7 @@ func (w *world) connect(a, b *node) {
 	for _, h := range []*half{x, y} {
 		n, o := h.self, h.other.self
 		h.peer = n.pick.Join()
-		h.in = &stream{from: o, to: n, back: h}
+		h.in = &stream{from: o, to: n, back: h, since: w.now, base: n.count}
 		for i := range o.have.All() {
 			h.peer.Gain(i)
 		}
@@ -247,6 +258,18 @@ func (w *world) gain(n *node, i int) {
 	for n.prefix < w.geo.NumPieces() && n.have.Has(n.prefix) {
 		n.prefix++
 	}
+	w.unwant(n, i)
+	w.push(w.now.add(w.cfg.Latency), event{kind: evHave, node: n, piece: int32(i)})
+	if n.count == w.geo.NumPieces() {
+		n.done = w.now
+		w.missing--
+		n.out.Whole, n.out.WholeSize = true, w.geo.Size
+		w.say(n)
+	}
+}
+
+// unwant takes a piece back from the peers that were asked for it.
+func (w *world) unwant(n *node, i int) {
 	for _, q := range n.pick.Unwant(i) {
 		n.asked[i]--
 		for _, h := range n.conns {
@@ -256,13 +279,19 @@ func (w *world) gain(n *node, i int) {
 			}
 		}
 	}
-	w.push(w.now.add(w.cfg.Latency), event{kind: evHave, node: n, piece: int32(i)})
-	if n.count == w.geo.NumPieces() {
-		n.done = w.now
-		w.missing--
-		n.out.Whole, n.out.WholeSize = true, w.geo.Size
-		w.say(n)
+}
+
+// fail ends a lease unfulfilled: what is left of it may come from peers again.
+func (w *world) fail(j *job) {
+	n := j.node
+	delete(n.jobs, j.lease.ID)
+	j.stream.close()
+	for i := j.lease.First; i < j.lease.First+j.lease.Count; i++ {
+		if n.known.Has(i) && !n.have.Has(i) {
+			n.pick.Want(i)
+		}
 	}
+	w.pumpAll(n)
 }
 
 // lag adds up by how much the beginning is behind what was received.
@@ -278,7 +307,8 @@ func (w *world) hear(n *node, d *tracker.Down) {
 		return
 	}
 	for _, s := range d.Sums {
-		if !n.have.Has(s.Index) {
+		n.known.Set(s.Index)
+		if !n.have.Has(s.Index) && !n.leased(s.Index) {
 			n.pick.Want(s.Index)
 		}
 	}
@@ -287,8 +317,7 @@ func (w *world) hear(n *node, d *tracker.Down) {
 	}
 	for _, id := range d.Revoke {
 		if j := n.jobs[id]; j != nil {
-			delete(n.jobs, id)
-			j.stream.close()
+			w.fail(j)
 		}
 	}
 	for i := range d.Grants {
@@ -301,6 +330,9 @@ func (w *world) hear(n *node, d *tracker.Down) {
 		}
 		j.stream = &stream{from: from, to: n, own: j}
 		n.jobs[ls.ID] = j
+		for i := ls.First; i < ls.First+ls.Count; i++ {
+			w.unwant(n, i) // it would come twice
+		}
 		w.push(w.now.add(first), event{kind: evLease, stream: j.stream})
 	}
 	for _, id := range d.Peers {
@@ -319,7 +351,9 @@ func (w *world) begin(s *stream) {
 		return
 	}
 	if s.from.dead {
-		return // nothing comes, and the tracker revokes it
+		// Nothing comes; once the network knows, nor does a connection.
+		w.push(max(w.now, s.from.died.add(w.cfg.Notice)), event{kind: evBroken, stream: s})
+		return
 	}
 	for i := j.lease.First; i < j.lease.First+j.lease.Count; i++ {
 		if !j.node.have.Has(i) {
@@ -332,6 +366,17 @@ func (w *world) begin(s *stream) {
 		return
 	}
 	w.wake(s)
+}
+
+// broken ends a lease whose source is gone.
+func (w *world) broken(s *stream) {
+	j := s.own
+	if s.closed || j.node.dead {
+		return
+	}
+	w.fail(j)
+	j.node.out.Failed = append(j.node.out.Failed, tracker.Failure{Lease: j.lease.ID, Reason: tracker.FailSource})
+	w.say(j.node)
 }
 
 // look is done regularly: are peers late, are there enough?

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/shoal-dev/shoal/chunker"
@@ -89,7 +91,7 @@ func (w *world) add(rate float64) *node {
 	n := &node{
 		id: fmt.Sprintf("n%04d", len(w.nodes)), link: link{up: rate, down: rate},
 		joined: -1, done: -1, died: -1, outPost: post{next: -1}, inPost: post{next: -1},
-		have: chunker.NewBitfield(pieces), byID: map[string]*half{}, asked: make([]uint8, pieces), jobs: map[uint64]*job{},
+		have: chunker.NewBitfield(pieces), known: chunker.NewBitfield(pieces), byID: map[string]*half{}, asked: make([]uint8, pieces), jobs: map[uint64]*job{},
 	}
 	n.pick = w.newPicker()
 	w.nodes = append(w.nodes, n)
@@ -133,6 +135,13 @@ func (w *world) crash(n *node) {
 func (w *world) gone(n *node) {
 	for len(n.conns) > 0 {
 		w.disconnect(n.conns[0])
+	}
+	for _, o := range w.nodes {
+		for _, id := range slices.Sorted(maps.Keys(o.jobs)) {
+			if j := o.jobs[id]; j.stream.from == n {
+				w.broken(j.stream)
+			}
+		}
 	}
 	w.left(n)
 }
@@ -182,6 +191,8 @@ func (w *world) happen(e event) {
 		w.announced(e.node, int(e.piece))
 	case evLease:
 		w.begin(e.stream)
+	case evBroken:
+		w.broken(e.stream)
 	case evUp:
 		w.heard(e.node, e.up)
 	case evDown:
