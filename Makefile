@@ -44,8 +44,9 @@ lint: $(LINT) ## Run golangci-lint
 	"$(LINT)" run --allow-parallel-runners
 
 .PHONY: unit
-unit: ## Run the unit tests with the race detector, seeds of the fuzz targets included
+unit: ## Run the unit tests with the race detector, seeds of the fuzz targets included, and each micro-benchmark once
 	CGO_ENABLED=1 $(GO) test -race -tags "$(TAGS)" ./...
+	$(GO) test -tags "$(TAGS)" -run '^$$' -bench 'Piece|Prefix|Next|Large|Head|Miss|Rank|Read' -benchtime 1x ./chunker ./swarm/picker ./swarm/tracker ./swarm/members ./mirror/...
 
 .PHONY: e2e
 e2e: build ## Run the end-to-end tests on real containerd and registry (root; installs what it lacks)
