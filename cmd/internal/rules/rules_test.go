@@ -258,6 +258,9 @@ func TestMetricsUsedElsewhereExist(t *testing.T) {
 			if err != nil || e.IsDir() {
 				return err
 			}
+			if filepath.Ext(p) == ".csv" {
+				return nil // results, with columns of their own
+			}
 			text, err := os.ReadFile(p)
 			for _, m := range metricName.FindAllString(string(text), -1) {
 				if !known[m] && !known[suffix.ReplaceAllString(m, "")] {
