@@ -71,7 +71,10 @@ func (b *bench) measure(ctx context.Context, s scenario, shape result.Image, mod
 	if err := b.observe(ctx, s, &r, plan{image: img, bound: o.rate.Time(r.Moved), nodes: nodes}); err != nil {
 		return r, err
 	}
-	return r, b.remove(ctx, nodes, img, old)
+	if err := b.remove(ctx, nodes, img, old); err != nil {
+		return r, err
+	}
+	return r, b.lab.Registry.Delete(img, old)
 }
 
 // shape sets the speed of all links.

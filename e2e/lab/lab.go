@@ -31,10 +31,12 @@ type Config struct {
 	// Rate of each node's link, and RegistryRate of the registry's. Zero is
 	// unshaped, which means several Gbit/s shared by all.
 	Rate, RegistryRate Rate
-	// Memory keeps containerd's files in memory. containerd syncs each layer
-	// to disk; a dozen nodes doing that on one disk at the same moment would
-	// be measured in place of the network. It needs the image's size in RAM
-	// per node. Shoal's own files stay on disk: it never syncs.
+	// Memory keeps containerd's and the registry's files in memory. containerd
+	// syncs each layer to disk; a dozen nodes doing that on one disk at the
+	// same moment would be measured in place of the network, and so would an
+	// image that was just pushed, on its way to disk. It needs the image's
+	// size in RAM per node and once more. Shoal's own files stay on disk: it
+	// never syncs.
 	Memory bool
 	// Shoal is the path of the shoal binary. Empty: no node runs it.
 	Shoal string

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -16,7 +17,9 @@ const (
 	// its hosts file.
 	RegistryHost = "registry.lab:5000"
 	registryPort = "5000"
-	registryName = "registry.lab"
+	// registryDebugPort is where it tells how it fares, on its loopback only.
+	registryDebugPort = "5001"
+	registryName      = "registry.lab"
 	// Nodes have the addresses 10.77.1.x, guests 10.77.2.x.
 	registryAddress = network + ".0.1"
 )
@@ -52,6 +55,12 @@ func (r *Registry) setUp(ctx context.Context, l *Lab) error {
 	if err := plug(l.bridge, r.Machine, l.cfg.RegistryRate); err != nil {
 		return err
 	}
+	if l.cfg.Memory {
+		err := r.inside(func() error { return unix.Mount("tmpfs", r.dir, "tmpfs", 0, "size=100%") })
+		if err != nil {
+			return fmt.Errorf("set up registry: mount memory: %w", err)
+		}
+	}
 	config := filepath.Join(l.Dir, "registry.yml")
 	text := fmt.Sprintf(`version: 0.1
 log:
@@ -67,7 +76,11 @@ storage:
       enabled: false
 http:
   addr: 0.0.0.0:%s
-`, r.dir, registryPort)
+  debug:
+    addr: 127.0.0.1:%s
+    prometheus:
+      enabled: true
+`, r.dir, registryPort, registryDebugPort)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("set up registry: %w", err)
 	}
@@ -97,8 +110,43 @@ func (r *Registry) Start(ctx context.Context) error {
 
 // BlobPath is the file in which the registry keeps a blob.
 func (r *Registry) BlobPath(d digest.Digest) string {
+	return filepath.Join(r.blobDir(d), "data")
+}
+
+func (r *Registry) blobDir(d digest.Digest) string {
 	hex := d.Encoded()
-	return filepath.Join(r.dir, "docker/registry/v2/blobs/sha256", hex[:2], hex, "data")
+	return r.path(filepath.Join(r.dir, "docker/registry/v2/blobs/sha256", hex[:2], hex))
+}
+
+// Delete removes images with all their blobs and their repositories. No image
+// that is to stay may share them.
+func (r *Registry) Delete(images ...Image) error {
+	for _, img := range images {
+		dirs := []string{
+			r.path(filepath.Join(r.dir, "docker/registry/v2/repositories", img.Repository)),
+			r.blobDir(img.Manifest.Digest), r.blobDir(img.Config.Digest),
+		}
+		for _, l := range img.Layers {
+			dirs = append(dirs, r.blobDir(l.Digest))
+		}
+		for _, dir := range dirs {
+			if err := os.RemoveAll(dir); err != nil {
+				return fmt.Errorf("delete %s from the registry: %w", img.Ref, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Served is how many bytes of answers the registry has given to its sockets so
+// far, by its own count: content and errors, without the headers of HTTP and of
+// the network. An answer counts when it ends.
+func (r *Registry) Served(ctx context.Context) (int64, error) {
+	m, err := readMetrics(ctx, r.client, "http://127.0.0.1:"+registryDebugPort+"/metrics")
+	if err != nil {
+		return 0, fmt.Errorf("read metrics of the registry: %w", err)
+	}
+	return int64(m["registry_http_response_size_bytes_sum"]), nil
 }
 
 // url is a location on the registry for clients on its own machine, whose

@@ -133,12 +133,16 @@ func (n *Node) Metrics(ctx context.Context) (Metrics, error) {
 }
 
 func (n *Node) metrics(ctx context.Context) (Metrics, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+MetricsPort+"/metrics", nil)
+	client := n.Client()
+	defer client.CloseIdleConnections()
+	return readMetrics(ctx, client, "http://127.0.0.1:"+MetricsPort+"/metrics")
+}
+
+func readMetrics(ctx context.Context, client *http.Client, url string) (Metrics, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	client := n.Client()
-	defer client.CloseIdleConnections()
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
