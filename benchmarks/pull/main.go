@@ -167,16 +167,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		level = zerolog.InfoLevel
 	}
 	log := zerolog.New(zerolog.ConsoleWriter{Out: stderr}).Level(level).With().Timestamp().Logger()
-	if o.shoal == "" && slices.Contains(o.modes, result.Shoal) {
-		dir, err := os.MkdirTemp("", "shoal-bench-")
-		if err != nil {
-			return fmt.Errorf("make directory: %w", err)
-		}
-		defer os.RemoveAll(dir)
-		if o.shoal, err = lab.BuildShoal(ctx, dir, false); err != nil {
-			return err
-		}
-	}
 	var all []result.Record
 	keep := func(r result.Record) error {
 		all = append(all, r)
@@ -248,7 +238,8 @@ func openResults(dir string) (*os.File, error) {
 // runCluster measures everything in a cluster of one size.
 func runCluster(ctx context.Context, o options, log zerolog.Logger, keep func(result.Record) error) (err error) {
 	l, err := lab.New(ctx, lab.Config{
-		Nodes: o.nodes, Rate: o.rate, RegistryRate: o.registryRate, Memory: true, Shoal: o.shoal, Log: log,
+		Nodes: o.nodes, Rate: o.rate, RegistryRate: o.registryRate, Memory: true, Log: log,
+		Shoal: o.shoal, BuildShoal: slices.Contains(o.modes, result.Shoal),
 	})
 	if err != nil {
 		return err

@@ -38,8 +38,11 @@ type Config struct {
 	// size in RAM per node and once more. Shoal's own files stay on disk: it
 	// never syncs.
 	Memory bool
-	// Shoal is the path of the shoal binary. Empty: no node runs it.
-	Shoal string
+	// Shoal is the path of the shoal binary. Empty: no node runs it, unless
+	// BuildShoal says to make one of the source tree that this program was
+	// started in. It goes with the laboratory.
+	Shoal      string
+	BuildShoal bool
 	// ShoalArgs are further arguments of every `shoal serve`.
 	ShoalArgs []string
 	// Log tells of steps that take time.
@@ -123,7 +126,12 @@ func New(ctx context.Context, c Config) (_ *Lab, err error) {
 	if l.Registry, err = l.newRegistry(ctx); err != nil {
 		return nil, err
 	}
-	if c.Shoal != "" {
+	if c.Shoal == "" && c.BuildShoal {
+		if l.cfg.Shoal, err = BuildShoal(ctx, l.Dir, false); err != nil {
+			return nil, err
+		}
+	}
+	if l.cfg.Shoal != "" {
 		if err := l.NewAuthority(ctx, l.AuthorityDir()); err != nil {
 			return nil, err
 		}
