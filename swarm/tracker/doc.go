@@ -17,9 +17,10 @@
 // registry whatever the number of nodes. Everything some puller has is traded
 // between the pullers by BitTorrent, and needs no decision here. Leases are
 // handed out in the order of the blob, so that its beginning is whole early
-// and can go to the client, and are sized to about a second and a half of the
-// speed that the puller has shown. A lease without progress for
-// [Params.LeaseTimeout] is revoked and given to another.
+// and can go to the client, and are sized to about a second of the speed that
+// the puller has shown. The next one is granted a little before that is over. A
+// lease without progress for [Params.LeaseTimeout] is revoked and given to
+// another.
 //
 // Leases were chosen over letting all pullers download from one seed inside
 // the swarm: that measured 2.7 to 5 times the physical bound, leases 1.01 to

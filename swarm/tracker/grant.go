@@ -120,7 +120,7 @@ func (l *Large) grant(now time.Time) []Out {
 		}
 		ls := l.lease(p, source, first, per, now)
 		out = append(out, Out{p.id, Down{Grants: []Lease{ls.Lease}}})
-		if len(p.leases) < per {
+		if p.room(per) {
 			heap.Fix(&q, 0)
 		} else {
 			heap.Pop(&q)
@@ -145,6 +145,22 @@ func (l *Large) room() bool {
 func (l *Large) originRoom() bool {
 	return l.originOut < l.p.OriginStreams && (!l.noRange || l.wholeOut == nil)
 }
+
+// busy counts the puller's leases that are not nearly over.
+func (p *puller) busy() int {
+	n := 0
+	for _, ls := range p.leases {
+		if ls.left*4 > ls.Count {
+			n++
+		}
+	}
+	return n
+}
+
+// room says whether the puller, with per leases at a time, could have one more.
+// The next one begins before the last one is over, so that the source's answer
+// is there in time.
+func (p *puller) room(per int) bool { return len(p.leases) < 2*per && p.busy() < per }
 
 // lease creates the lease of the run of free pieces that begins at first.
 func (l *Large) lease(p *puller, source string, first, per int, now time.Time) *lease {
@@ -194,7 +210,7 @@ func (l *Large) nextFree() int {
 func (l *Large) candidates(per int) candidates {
 	q := make(candidates, 0, l.lacking)
 	for _, p := range l.sorted {
-		if !p.complete && len(p.leases) < per {
+		if !p.complete && p.room(per) {
 			q = append(q, p)
 		}
 	}
@@ -208,7 +224,7 @@ func (q candidates) Len() int      { return len(q) }
 func (q candidates) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
 func (q candidates) Less(i, j int) bool {
 	a, b := q[i], q[j]
-	return cmp.Or(cmp.Compare(len(a.leases), len(b.leases)), cmp.Compare(a.granted, b.granted), cmp.Compare(a.order, b.order)) < 0
+	return cmp.Or(cmp.Compare(a.busy(), b.busy()), cmp.Compare(a.granted, b.granted), cmp.Compare(a.order, b.order)) < 0
 }
 
 // Push is not used, but heap wants it.

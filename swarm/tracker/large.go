@@ -384,11 +384,9 @@ func (l *Large) gain(p *puller, i int, now time.Time) {
 		if took := now.Sub(ls.began).Seconds(); ls.to == p && took > 0 {
 			_, last := l.g.Piece(ls.First + ls.Count - 1)
 			rate := float64(int64(ls.Count-1)*l.g.PieceLength+last) / took
-			if p.rate == 0 {
-				p.rate = rate
-			} else {
-				p.rate = (p.rate + rate) / 2
-			}
+			// The shorter a lease, the more of its time is the wait for
+			// the first byte; so the rate rises quickly and falls slowly.
+			p.rate = max(rate, (p.rate+rate)/2)
 		}
 		if ls.to == p {
 			delete(p.bars, ls.Source)

@@ -207,6 +207,98 @@ func TestStarvedIsToldOnce(t *testing.T) {
 	}
 }
 
+// TestAllHaveAboutAsManyPeers: whether one comes first or last.
+func TestAllHaveAboutAsManyPeers(t *testing.T) {
+	const size, most = 8 << 20, 14
+	l := newLarge(t, size, Params{MaxPeers: most})
+	met := map[string]map[string]bool{}
+	meet := func(out []Out) {
+		for _, o := range out {
+			for _, id := range o.Down.Peers {
+				for _, pair := range [][2]string{{o.To, id}, {id, o.To}} {
+					if met[pair[0]] == nil {
+						met[pair[0]] = map[string]bool{}
+					}
+					if met[pair[0]][pair[1]] || pair[0] == pair[1] {
+						t.Errorf("%s was introduced to %s before", pair[0], pair[1])
+					}
+					met[pair[0]][pair[1]] = true
+				}
+			}
+		}
+	}
+	for i := range 400 {
+		meet(l.Join(hello(fmt.Sprint(i), size, true), epoch))
+		if n := len(met[fmt.Sprint(i)]); n != min(i, most/2) {
+			t.Fatalf("number %d met %d others when it joined", i, n)
+		}
+	}
+	for i := range 3 {
+		meet(l.Tick(epoch.Add(time.Duration(i) * time.Second)))
+	}
+	for id, others := range met {
+		if n := len(others); n < most || n > 5*most/2 {
+			t.Errorf("%s has %d peers, want %d to %d", id, n, most, 5*most/2)
+		}
+	}
+	// Who leaves makes room.
+	for id := range met["7"] {
+		l.Leave(id, epoch)
+	}
+	met = map[string]map[string]bool{}
+	meet(l.Tick(epoch.Add(3 * time.Second)))
+	if n := len(met["7"]); n < most {
+		t.Errorf("met %d others after all peers have left, want %d", n, most)
+	}
+}
+
+// TestNextLeaseComesInTime: before the last one is over.
+func TestNextLeaseComesInTime(t *testing.T) {
+	const size = 512 << 20
+	l := newLarge(t, size, Params{LeaseMin: 8 * chunker.MinPieceLength})
+	var first []Out
+	for i := range 6 {
+		first = l.Join(hello(fmt.Sprint(i), size, true), epoch)
+	}
+	got := grants(first)["5"]
+	if len(got) != 1 || got[0].Count != 8 {
+		t.Fatalf("leases %+v, want one of 8 pieces", got)
+	}
+	for i := range 8 {
+		out := l.Handle("5", Up{Have: []PieceSum{{Index: got[0].First + i, Sum: chunker.SumOf(nil)}}}, epoch.Add(time.Second))
+		if n := len(grants(out)["5"]); n != 0 && i != 5 || n != 1 && i == 5 {
+			t.Errorf("%d new leases after %d pieces of 8", n, i+1)
+		}
+	}
+}
+
+// TestTheEndIsImpatient: a lease that stands still is given up sooner when all
+// wait for it.
+func TestTheEndIsImpatient(t *testing.T) {
+	const size = 8 << 20
+	for _, all := range []bool{false, true} {
+		l := newLarge(t, size, Params{LeaseMin: 1, OriginStreams: 40})
+		for i := range 5 {
+			l.Join(hello(fmt.Sprint(i), size, true), epoch)
+		}
+		now := epoch.Add(2 * time.Second)
+		if all { // all pieces but those under lease have come in
+			for i := range l.pieces {
+				if l.free(i) {
+					l.Handle("4", Up{Got: []int{i}}, now)
+				}
+			}
+		}
+		revoked := 0
+		for _, o := range l.Tick(now) {
+			revoked += len(o.Down.Revoke)
+		}
+		if (revoked > 0) != all {
+			t.Errorf("nothing left to lease %v: %d leases revoked after 2 s", all, revoked)
+		}
+	}
+}
+
 // check verifies the invariants that Large documents.
 func (l *Large) check(now time.Time) error {
 	under := map[*lease]int{}
@@ -287,7 +379,7 @@ func (l *Large) check(now time.Time) error {
 	if l.lacking > 0 && l.nextFree() >= 0 {
 		per := streamsPerPuller(l.lacking)
 		for _, p := range l.pullers {
-			if p.complete || len(p.leases) >= per {
+			if p.complete || !p.room(per) {
 				continue
 			}
 			if s, ok := l.source(p, now); ok {
