@@ -11,11 +11,18 @@ import (
 // Tuning of a Picker. Zero values are replaced by [Defaults].
 type Tuning struct {
 	// Ahead is for how long a peer is asked ahead, at the speed at which it
-	// answers.
+	// answers: longer than a round trip, and no longer than needed, since what
+	// waits in the queue of one peer meanwhile comes to others, which could
+	// send it sooner. The last of 100 simulated nodes at 1 Gbit/s took 1.06 of
+	// the bound with 1 to 30 ms, even if they were 5 ms apart, 1.09 with 60 ms
+	// and 1.15 with 250 ms.
 	Ahead time.Duration
 	// MinAhead and MaxAhead bound that, in bytes.
 	MinAhead, MaxAhead int64
 	// Rare is how often, of 1, the rarest piece goes before the first one.
+	// 100 simulated nodes at 200 Mbit/s: 1.090 of the bound with 1/16, 1.079
+	// with 1/4, 1.071 with 1; the readable beginning is behind what was
+	// received by 5.4 % of the blob with 1/16 to 1/2, and 7.6 % with 1.
 	Rare float64
 	// Window is of how many pieces the rarest is chosen.
 	Window int
@@ -26,10 +33,10 @@ type Tuning struct {
 
 // Defaults are what a node runs with.
 var Defaults = Tuning{
-	Ahead:    250 * time.Millisecond,
-	MinAhead: 256 << 10,
+	Ahead:    20 * time.Millisecond,
+	MinAhead: 128 << 10,
 	MaxAhead: 16 << 20,
-	Rare:     1. / 8,
+	Rare:     1. / 4,
 	Window:   64,
 	Late:     250 * time.Millisecond,
 }
@@ -128,9 +135,13 @@ func (p *Picker) reopen(i int, q *Peer) {
 
 // Peer is one connected peer.
 type Peer struct {
-	p    *Picker
-	at   int // in p.peers; -1: it left
-	has  set
+	p   *Picker
+	at  int // in p.peers; -1: it left
+	has set
+	// count is how many it has, base how many it had at since; see Pace.
+	count, base int
+	since       time.Time
+
 	asks []ask // in the order of asking, in which they are answered
 	owed int64 // bytes that were asked and have not come
 	rate rate
@@ -184,6 +195,7 @@ func (q *Peer) Drop() (pieces []int) {
 func (q *Peer) Gain(i int) {
 	if !q.has.has(i) {
 		q.has.set(i)
+		q.count++
 		q.p.avail[i]++
 	}
 }
@@ -193,6 +205,7 @@ func (q *Peer) Gain(i int) {
 func (q *Peer) Lose(i int) {
 	if q.has.has(i) {
 		q.has.clear(i)
+		q.count--
 		q.p.avail[i]--
 	}
 	q.Return(i)
