@@ -8,8 +8,8 @@ import (
 // link is a node's, or the registry's, access to the network: an uplink and a
 // downlink that do not disturb each other.
 //
-// An uplink sends chunks. Up to [config.Slots] streams send at a time, in turn;
-// one that has [config.Inflight] bytes on their way is passed over until some of
+// An uplink sends chunks. Up to [config.Slots] connections send at a time, and
+// all leases, in turn; one that has [config.Inflight] bytes on their way is passed over until some of
 // them have arrived. At the downlink the chunks queue in the order in which they
 // were sent. Serving in turn with a window per stream is what makes the shares
 // max-min fair over the whole network, in the long run (E. Hahne, "Round-robin
@@ -22,6 +22,7 @@ type link struct {
 	busy     bool
 	active   []*stream // that send, in turn
 	next     int       // of active
+	slots    int       // that connections have, of active
 	waiting  []*stream // for a slot, in the order of coming
 	downFree moment    // until when the downlink is taken
 
@@ -36,8 +37,6 @@ type stream struct {
 	from, to *node
 	queue    []request
 	inflight int64
-	since    moment // the beginning, and how many pieces the receiver had then
-	base     int
 	listed   bool // it is in its link's active or waiting
 	closed   bool
 
@@ -59,7 +58,11 @@ func (w *world) wake(s *stream) {
 	l := &s.from.link
 	if !s.listed {
 		s.listed = true
-		l.waiting = append(l.waiting, s)
+		if s.own != nil {
+			l.active = append(l.active, s)
+		} else {
+			l.waiting = append(l.waiting, s)
+		}
 	}
 	if !l.busy {
 		w.transmit(l)
@@ -82,7 +85,7 @@ func (w *world) transmit(l *link) {
 		if s.own == nil && w.cfg.Slots > 0 {
 			// The slot goes to whoever has waited, or needs it most.
 			l.next--
-			l.active = append(l.active[:l.next], l.active[l.next+1:]...)
+			l.retire(s)
 			l.waiting = append(l.waiting, s)
 		}
 	}
@@ -110,7 +113,7 @@ func (w *world) turn(l *link) *stream {
 		switch {
 		case s.closed || len(s.queue) == 0:
 			s.listed = false
-			l.active = append(l.active[:l.next], l.active[l.next+1:]...)
+			l.retire(s)
 			continue
 		case s.inflight < w.cfg.Inflight:
 			l.next++
@@ -121,20 +124,22 @@ func (w *world) turn(l *link) *stream {
 	}
 }
 
-// pace is how many pieces a second the receiver of a stream has got since the
-// connection began, from anywhere: its announcements tell.
-func (w *world) pace(s *stream) float64 {
-	return float64(s.to.count-s.base) / (w.now - s.since + 1).seconds()
+// retire takes the next stream off the active ones.
+func (l *link) retire(s *stream) {
+	l.active = append(l.active[:l.next], l.active[l.next+1:]...)
+	if s.own == nil {
+		l.slots--
+	}
 }
 
 // admit fills the slots of an uplink.
 func (w *world) admit(l *link) {
-	for len(l.waiting) > 0 && (w.cfg.Slots <= 0 || len(l.active) < w.cfg.Slots || l == &w.registry.link) {
+	for len(l.waiting) > 0 && (w.cfg.Slots <= 0 || l.slots < w.cfg.Slots) {
 		best := 0
-		if w.cfg.Needy {
+		if w.cfg.SlowFirst {
 			least := math.Inf(1)
 			for i, s := range l.waiting {
-				if v := w.pace(s); v < least {
+				if v := s.back.other.peer.Pace(w.now.time()); v < least {
 					best, least = i, v
 				}
 			}
@@ -146,6 +151,7 @@ func (w *world) admit(l *link) {
 			continue
 		}
 		l.active = append(l.active, s)
+		l.slots++
 	}
 }
 

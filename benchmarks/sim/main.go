@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/shoal-dev/shoal/swarm/picker"
 )
 
 func main() {
@@ -52,10 +54,11 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.DurationVar(&c.RegistryLatency, "registry-latency", 20*time.Millisecond, "to a lease's first byte")
 	fs.Int64Var(&c.Chunk, "chunk", 128<<10, "bytes that a link sends of one stream at a time")
 	fs.Int64Var(&c.Inflight, "inflight", 256<<10, "bytes of one stream that may be on their way")
-	fs.IntVar(&c.Slots, "slots", 0, "to how many peers a node sends at a time; 0: all that asked")
-	fs.BoolVar(&c.Needy, "needy", false, "a slot goes to who has least, not to who waited longest")
+	fs.IntVar(&c.Slots, "slots", picker.Slots, "to how many peers a node sends at a time; 0: all that asked")
+	fs.BoolVar(&c.SlowFirst, "slow-first", true, "a slot goes to who gets pieces most slowly, not to who waited longest")
 	fs.Float64Var(&c.Pace, "pace", 1, "multiplies how long messages to and from the tracker are collected")
-	fs.DurationVar(&c.Look, "look", 250*time.Millisecond, "how often a node looks for late peers")
+	fs.DurationVar(&c.Look, "look", 100*time.Millisecond, "how often a node looks for late peers")
+	fs.DurationVar(&c.Linger, "linger", 10*time.Millisecond, "how long news of a piece wait before they are sent")
 	fs.DurationVar(&c.Tuning.Ahead, "ahead", 0, "picker: see picker.Tuning, as for the following")
 	fs.Int64Var(&c.Tuning.MinAhead, "min-ahead", 0, "picker")
 	fs.Int64Var(&c.Tuning.MaxAhead, "max-ahead", 0, "picker")
@@ -65,6 +68,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&c.Params.MaxPeers, "peers", 0, "tracker: see tracker.Params, as for the following")
 	fs.IntVar(&c.Params.OriginStreams, "origin-streams", 0, "tracker")
 	fs.Int64Var(&c.Params.LeaseMin, "lease-min", 0, "tracker")
+	fs.Int64Var(&c.Params.LeaseMax, "lease-max", 0, "tracker")
+	fs.DurationVar(&c.Params.LeaseTime, "lease-time", 0, "tracker")
 	fs.DurationVar(&c.Every, "every", 200*time.Millisecond, "time between two joins (rolling)")
 	fs.IntVar(&c.Holders, "holders", 1, "how many have the blob (warm)")
 	fs.Float64Var(&c.Slow, "slow", 0.25, "share of the nodes that is slow (uneven)")
@@ -104,6 +109,12 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if *rate <= 0 || *registryRate <= 0 {
 		return o, errors.New("-rate and -registry-rate: want rates above 0")
 	}
+	if c.Slow < 0 || c.Slow > 1 || c.Churn < 0 || c.Churn > 1 {
+		return o, errors.New("-slow and -churn: want shares between 0 and 1")
+	}
+	if c.SlowBy < 1 || c.Chunk < 1 || c.Inflight < 1 || c.Pace < 0 || c.Look <= 0 || c.Holders < 1 || o.seeds < 1 {
+		return o, errors.New("-slow-by, -chunk, -inflight, -pace, -look, -holders and -seeds: want more")
+	}
 	c.Rate, c.RegistryRate = *rate*1e6/8, *registryRate*1e6/8
 	return o, nil
 }
@@ -139,7 +150,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 			}
 		}
 	}
-	_ = all
+	if o.svg != "" {
+		return drawAll(o.svg, all)
+	}
 	return nil
 }
 

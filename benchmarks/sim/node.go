@@ -8,6 +8,10 @@ import (
 	"github.com/shoal-dev/shoal/swarm/tracker"
 )
 
+// stuckAfter is how long a peer that is dead, but not known to be, is asked for
+// more; as in package engine, where any message would be a sign of life.
+const stuckAfter = time.Second
+
 // progressEvery is how often a lease tells the tracker that it moves; as in
 // package swarm.
 const progressEvery = 500 * time.Millisecond
@@ -51,6 +55,7 @@ type half struct {
 	other *half
 	peer  *picker.Peer // as self sees the other
 	in    *stream      // from the other to self
+	heard moment       // when the last chunk came, or the first piece was asked
 }
 
 // job is a lease at work.
@@ -88,7 +93,7 @@ func (w *world) connect(a, b *node) {
 	for _, h := range []*half{x, y} {
 		n, o := h.self, h.other.self
 		h.peer = n.pick.Join()
-		h.in = &stream{from: o, to: n, back: h, since: w.now, base: n.count}
+		h.in = &stream{from: o, to: n, back: h}
 		for i := range o.have.All() {
 			h.peer.Gain(i)
 		}
@@ -126,6 +131,12 @@ func (w *world) disconnect(h *half) {
 func (w *world) pump(h *half) {
 	n := h.self
 	if n.dead || n.done >= 0 {
+		return
+	}
+	switch {
+	case h.peer.Owed() == 0:
+		h.heard = w.now
+	case h.other.self.dead && w.now-h.heard >= moment(stuckAfter):
 		return
 	}
 	for {
@@ -177,9 +188,6 @@ func (w *world) announced(n *node, i int) {
 	}
 	for _, h := range n.conns {
 		o := h.other
-		if p := o.self; p.done >= 0 || p.have.Has(i) {
-			continue
-		}
 		o.peer.Gain(i)
 		if o.self.asked[i] == 0 && o.self.pick.Wants(i) {
 			w.pump(o)
@@ -204,6 +212,7 @@ func (w *world) chunk(s *stream, e event) {
 		return
 	}
 	i := int(e.piece)
+	s.back.heard = w.now
 	s.back.peer.Came(i, int64(e.bytes), w.now.time())
 	if e.last {
 		if s.back.peer.Asked(i) {
@@ -259,7 +268,7 @@ func (w *world) gain(n *node, i int) {
 		n.prefix++
 	}
 	w.unwant(n, i)
-	w.push(w.now.add(w.cfg.Latency), event{kind: evHave, node: n, piece: int32(i)})
+	w.push(w.now.add(w.cfg.Linger+w.cfg.Latency), event{kind: evHave, node: n, piece: int32(i)})
 	if n.count == w.geo.NumPieces() {
 		n.done = w.now
 		w.missing--

@@ -48,7 +48,7 @@ func warm(w *world) {
 		for i := range w.geo.NumPieces() {
 			n.have.Set(i)
 		}
-		n.done, n.bytes = 0, w.geo.Size
+		n.done, n.bytes, n.count, n.prefix = 0, w.geo.Size, w.geo.NumPieces(), w.geo.NumPieces()
 		w.tracker.hold(n.id)
 	}
 	for len(w.nodes) < w.cfg.Nodes {
@@ -78,14 +78,12 @@ func churn(w *world) {
 // uneven: a share of the nodes has slow links.
 func uneven(w *world) {
 	slow := int(w.cfg.Slow * float64(w.cfg.Nodes))
-	for i, k := range w.rng.Perm(w.cfg.Nodes) {
+	for _, k := range w.rng.Perm(w.cfg.Nodes) {
 		rate := w.cfg.Rate
 		if k < slow {
 			rate /= w.cfg.SlowBy
 		}
-		n := w.add(rate)
-		_ = i
-		w.pulls(n, w.soon())
+		w.pulls(w.add(rate), w.soon())
 	}
 }
 
@@ -146,6 +144,5 @@ func simulate(c config) (result, error) {
 	if err := w.run(); err != nil {
 		return result{}, err
 	}
-	w.dbgEnd()
 	return w.result(time.Since(began)), nil
 }

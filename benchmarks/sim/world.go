@@ -27,17 +27,19 @@ type config struct {
 	// Inflight how many may be on the way.
 	Chunk, Inflight int64
 	// Slots is to how many peers an uplink sends at a time, a piece to each; 0
-	// is all that asked. Needy: a slot goes to who has least, instead of who
-	// has waited longest.
-	Slots int
-	Needy bool
+	// is all that asked. SlowFirst: a slot goes to the one of the least
+	// picker.Peer.Pace, instead of the one that has waited longest.
+	Slots     int
+	SlowFirst bool
 	// Pace multiplies how long messages to and from the tracker that are not
 	// urgent are collected.
 	Pace float64
-	// Look is how often a node asks again although nothing happened.
-	Look   time.Duration
-	Tuning picker.Tuning
-	Params tracker.Params
+	// Look is how often a node asks again although nothing happened, and
+	// Linger how long it keeps news of a piece from its peers. See package
+	// engine.
+	Look, Linger time.Duration
+	Tuning       picker.Tuning
+	Params       tracker.Params
 
 	// Every is the time between two joins of scenario rolling.
 	Every time.Duration
@@ -159,9 +161,6 @@ func (w *world) run() error {
 		w.now = at
 		w.events++
 		w.happen(e)
-		if debug {
-			w.dbg()
-		}
 	}
 	return nil
 }
