@@ -24,7 +24,7 @@
 // Every node, and the registry, has an uplink and a downlink; see type link for
 // how they are shared. The network between them is without limit and adds a
 // latency, as do the tracker's messages. Those that the tracker sends take their
-// share of the first node's uplink; nothing else but pieces takes any. A lease is
+// share of the last node's uplink; nothing else but pieces takes any. A lease is
 // a stream from its source, beginning after a latency. Requests of one connection
 // are served in their order; all connections of a node share its uplink. Disks,
 // hashing and encryption take no time.

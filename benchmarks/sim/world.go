@@ -97,7 +97,7 @@ func (w *world) add(rate float64) *node {
 	}
 	n.pick = w.newPicker()
 	w.nodes = append(w.nodes, n)
-	w.tracker.host = w.nodes[0]
+	w.tracker.host = n
 	w.byID[n.id] = n
 	return n
 }

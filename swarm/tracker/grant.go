@@ -60,6 +60,9 @@ func (l *Large) bar(p *puller, source string, now time.Time) {
 	b.fails++
 	b.until = now.Add(l.p.barFor(b.fails))
 	p.bars[source] = b
+	if b.until.After(l.barred) {
+		l.barred = b.until
+	}
 }
 
 func (p *puller) barred(source string, now time.Time) bool {
@@ -97,7 +100,7 @@ func (l *Large) grant(now time.Time) []Out {
 		l.starved = false
 		return nil
 	}
-	if !l.room() {
+	if !l.room(now) {
 		return nil // which also says that leases are out: nobody starves
 	}
 	var out []Out
@@ -128,17 +131,22 @@ func (l *Large) grant(now time.Time) []Out {
 	}
 }
 
-// room says whether one more lease could be out: on the origin, or on a holder.
-func (l *Large) room() bool {
-	if l.originRoom() {
-		return true
-	}
-	for _, n := range l.holders {
+// room says whether one more lease could be out: on a holder, or on the origin
+// if there is somebody who would not rather wait for a holder.
+func (l *Large) room(now time.Time) bool {
+	everyones := false
+	for h, n := range l.holders {
 		if n < l.p.HolderStreams {
 			return true
 		}
+		if p := l.pullers[h]; p == nil || p.complete {
+			everyones = true
+		}
 	}
-	return false
+	if everyones && !now.Before(l.barred) {
+		return false
+	}
+	return l.originRoom()
 }
 
 // originRoom says whether one more lease on the origin could be out.

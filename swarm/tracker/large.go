@@ -44,8 +44,10 @@ type Large struct {
 	wholeOut *lease
 	// originOut counts leases on the origin.
 	originOut int
-	progress  int64
-	starved   bool
+	// barred is until when a source may be barred for some puller.
+	barred   time.Time
+	progress int64
+	starved  bool
 }
 
 type pieceState struct {
