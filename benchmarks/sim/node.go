@@ -394,7 +394,7 @@ func (w *world) look(n *node) {
 		return
 	}
 	w.pumpAll(n)
-	if len(n.conns) < min(n.pullers-1, 4) && w.now-n.asking >= moment(5*time.Second) {
+	if tracker.Lonely(len(n.conns), n.pullers) && w.now-n.asking >= moment(5*time.Second) {
 		n.asking = w.now
 		n.out.MorePeers = true
 		w.say(n)

@@ -18,7 +18,7 @@ type lease struct {
 	left     int // pieces still missing
 	began    time.Time
 	lastMove time.Time
-	bytes    int64
+	bytes    int64 // that have come, as its puller told
 }
 
 // leasesOn counts the leases on a holder, which may have been unlisted for a
@@ -154,11 +154,17 @@ func (l *Large) originRoom() bool {
 	return l.originOut < l.p.OriginStreams && (!l.noRange || l.wholeOut == nil)
 }
 
+// nearlyOver says that the lease's last quarter, or last piece, is on its way. A
+// lease of one piece is not nearly over before it is over.
+func (ls *lease) nearlyOver() bool {
+	return ls.left*4 <= ls.Count || ls.left == 1 && ls.Count > 1
+}
+
 // busy counts the puller's leases that are not nearly over.
 func (p *puller) busy() int {
 	n := 0
 	for _, ls := range p.leases {
-		if ls.left*4 > ls.Count {
+		if !ls.nearlyOver() {
 			n++
 		}
 	}

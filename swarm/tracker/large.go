@@ -189,7 +189,9 @@ func (l *Large) Handle(node string, u Up, now time.Time) []Out {
 		l.fail(p, f, now)
 	}
 	if u.MorePeers {
-		if peers := l.introduce(p, (l.p.MaxPeers+1)/2); len(peers) > 0 {
+		// Whom it has met before it may not have reached, or lost again.
+		peers := append(l.introduce(p, (l.p.MaxPeers+1)/2), p.acquaintances()...)
+		if len(peers) > 0 {
 			out = append(out, Out{p.id, Down{Peers: peers}})
 		}
 	}
@@ -310,6 +312,22 @@ func (l *Large) introduce(p *puller, n int) []string {
 func (p *puller) stranger(q *puller) bool {
 	_, met := p.met[q]
 	return q != p && !q.complete && !met
+}
+
+// Lonely says whether one of so many pullers that is connected to so many others
+// should ask for more: half of whom it was introduced to are out of reach.
+func Lonely(peers, pullers int) bool { return peers < min(pullers-1, 7) }
+
+// acquaintances are those that p has met and that still pull, in order.
+func (p *puller) acquaintances() []string {
+	var ids []string
+	for q := range p.met {
+		if !q.complete {
+			ids = append(ids, q.id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 func meet(p, q *puller) string {

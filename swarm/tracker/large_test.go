@@ -252,22 +252,31 @@ func TestAllHaveAboutAsManyPeers(t *testing.T) {
 	}
 }
 
-// TestNextLeaseComesInTime: before the last one is over.
+// TestNextLeaseComesInTime: before the last one is over, so that a source that
+// answers slowly is asked early enough.
 func TestNextLeaseComesInTime(t *testing.T) {
-	const size = 512 << 20
-	l := newLarge(t, size, Params{LeaseMin: 8 * chunker.MinPieceLength})
-	var first []Out
-	for i := range 6 {
-		first = l.Join(hello(fmt.Sprint(i), size, true), epoch)
-	}
-	got := grants(first)["5"]
-	if len(got) != 1 || got[0].Count != 8 {
-		t.Fatalf("leases %+v, want one of 8 pieces", got)
-	}
-	for i := range 8 {
-		out := l.Handle("5", Up{Have: []PieceSum{{Index: got[0].First + i, Sum: chunker.SumOf(nil)}}}, epoch.Add(time.Second))
-		if n := len(grants(out)["5"]); n != 0 && i != 5 || n != 1 && i == 5 {
-			t.Errorf("%d new leases after %d pieces of 8", n, i+1)
+	for _, c := range []struct{ pieces, after int }{{8, 6}, {4, 3}, {3, 2}, {2, 1}, {1, 1}} {
+		const size = 512 << 20
+		l := newLarge(t, size, Params{LeaseMin: int64(c.pieces) * chunker.MinPieceLength, LeaseTime: time.Nanosecond})
+		var first []Out
+		for i := range 6 { // one lease each
+			first = l.Join(hello(fmt.Sprint(i), size, true), epoch)
+		}
+		got := grants(first)["5"]
+		for k := range 3 { // the first ones, until its speed is known, are longer
+			if len(got) != 1 || k == 2 && got[0].Count != c.pieces {
+				t.Fatalf("leases %+v, want one of %d pieces", got, c.pieces)
+			}
+			ls := got[0]
+			got = nil
+			for i := range ls.Count {
+				out := l.Handle("5", Up{Have: []PieceSum{{Index: ls.First + i, Sum: chunker.SumOf(nil)}}}, epoch.Add(time.Second))
+				next := grants(out)["5"]
+				if n := len(next); k == 2 && (n != 0 && i+1 != c.after || n != 1 && i+1 == c.after) {
+					t.Errorf("%d new leases after %d pieces of %d, want one after %d", n, i+1, ls.Count, c.after)
+				}
+				got = append(got, next...)
+			}
 		}
 	}
 }
