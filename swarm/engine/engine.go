@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/shoal-dev/shoal/chunker"
 	"github.com/shoal-dev/shoal/swarm/picker"
 )
 
@@ -64,8 +65,8 @@ type Config struct {
 // Engine trades blobs with other nodes. Its methods are safe for concurrent
 // use.
 //
-// Locks are taken in this order: Engine.mu or Torrent.mu, link.mu; the blob's
-// own are last.
+// Locks are taken in this order: Engine.mu or Torrent.mu, link.mu, turns.mu; the
+// blob's own are last.
 type Engine struct {
 	cfg    Config
 	tune   tuning
@@ -75,7 +76,8 @@ type Engine struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup // accepting, and incoming connections
 
-	buffers buffers
+	buffers chunker.Buffers
+	turns   turns
 
 	mu       sync.Mutex
 	closed   bool
@@ -176,7 +178,9 @@ func (e *Engine) receive(c net.Conn, strangers <-chan struct{}) {
 		hangUp(c)
 		return
 	}
-	t.trade(c, h.id, h.id)
+	if l := t.join(c, h.id, h.id); l != nil {
+		t.trade(l)
+	}
 }
 
 // meet learns which blob a peer is after.
@@ -240,15 +244,3 @@ func (e *Engine) hold(c net.Conn) (release func()) {
 		e.mu.Unlock()
 	}
 }
-
-// buffers recycles the memory of pieces that are being received.
-type buffers struct{ pool sync.Pool }
-
-func (b *buffers) get(n int64) []byte {
-	if p, ok := b.pool.Get().(*[]byte); ok && int64(cap(*p)) >= n {
-		return (*p)[:n]
-	}
-	return make([]byte, n)
-}
-
-func (b *buffers) put(p []byte) { b.pool.Put(&p) }

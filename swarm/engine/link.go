@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,8 +33,8 @@ const (
 )
 
 var (
-	errGone = errors.New("connection ended")
-	errDisk = errors.New("disk")
+	errDisk    = errors.New("disk")
+	errTooMany = fmt.Errorf("more than %d chunks requested at a time", maxServe)
 )
 
 // link is one connection to a peer, on which both sides ask and serve.
@@ -53,9 +54,10 @@ type link struct {
 
 	mu    sync.Mutex
 	out   []byte    // messages to send
-	news  []byte    // those that can wait until newsBy
-	by    time.Time // zero: there are none
-	serve []chunk   // to send, in order
+	news  []byte    // those that can wait until by
+	by    time.Time // meaningless without news
+	serve []chunk   // to send, in order, when it is our turn
+	turn  turn
 	ended bool
 	wake  chan struct{}
 	gone  chan struct{} // closed at the end
@@ -121,6 +123,8 @@ func (l *link) tell(i int) {
 func (l *link) write() error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	impatience := time.AfterFunc(time.Hour, func() { l.t.e.turns.yield(l) })
+	defer impatience.Stop()
 	buf := make([]byte, 0, pieceHeader+chunker.ChunkLength)
 	for {
 		b, c, wait := l.next(buf[:0])
@@ -130,7 +134,7 @@ func (l *link) write() error {
 			case <-l.wake:
 			case <-timer.C:
 			case <-l.gone:
-				return errGone
+				return nil
 			}
 			continue
 		}
@@ -149,11 +153,21 @@ func (l *link) write() error {
 		if err := l.c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 			return err
 		}
-		if _, err := l.c.Write(b); err != nil {
+		if c.n == 0 {
+			if _, err := l.c.Write(b); err != nil {
+				return err
+			}
+			continue
+		}
+		impatience.Reset(patientWrite)
+		_, err := l.c.Write(b)
+		impatience.Stop()
+		if err != nil {
 			return err
 		}
-		if c.n > 0 {
-			l.t.sent(c.n)
+		l.t.sent(c.n)
+		if !l.continues(c.piece) {
+			l.t.e.turns.yield(l)
 		}
 	}
 }
@@ -163,7 +177,8 @@ func (l *link) write() error {
 func (l *link) next(b []byte) (_ []byte, c chunk, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.out) == 0 && len(l.serve) == 0 {
+	serve := l.turn == sending && len(l.serve) > 0
+	if len(l.out) == 0 && !serve {
 		if len(l.news) == 0 {
 			return b, c, time.Hour
 		}
@@ -173,11 +188,18 @@ func (l *link) next(b []byte) (_ []byte, c chunk, wait time.Duration) {
 	}
 	b = append(append(b, l.out...), l.news...)
 	l.out, l.news = l.out[:0], l.news[:0]
-	if len(l.serve) > 0 {
+	if serve {
 		c = l.serve[0]
 		l.serve = l.serve[1:]
 	}
 	return b, c, 0
+}
+
+// continues says whether more of a piece is to be sent next.
+func (l *link) continues(piece int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.serve) > 0 && l.serve[0].piece == piece
 }
 
 // load appends a chunk for a peer, or its rejection.
@@ -198,10 +220,10 @@ func (t *Torrent) load(b []byte, c chunk) ([]byte, error) {
 // read takes in what the peer says until the connection ends.
 func (l *link) read() error {
 	r := bufio.NewReaderSize(l.c, readBuffer)
-	coming := map[int]*coming{}
+	partial := map[int]*coming{}
 	defer func() {
-		for _, c := range coming {
-			l.t.e.buffers.put(c.buf)
+		for _, c := range partial {
+			l.t.e.buffers.Put(c.buf)
 		}
 	}()
 	for {
@@ -217,7 +239,7 @@ func (l *link) read() error {
 		}
 		switch m.kind {
 		case pp.Piece:
-			err = l.receive(r, m.chunk(), coming)
+			err = l.receive(r, m.chunk(), partial)
 		case pp.Request:
 			err = l.requested(m.chunk())
 		case pp.Cancel:
@@ -255,7 +277,7 @@ func (l *link) receive(r *bufio.Reader, c chunk, all map[int]*coming) error {
 	p := all[c.piece]
 	if p == nil || p.try != try {
 		l.prune(all)
-		p = &coming{buf: t.e.buffers.get(n), left: n, try: try}
+		p = &coming{buf: t.e.buffers.Get(n), left: n, try: try}
 		all[c.piece] = p
 	}
 	if _, err := io.ReadFull(r, p.buf[c.begin:c.begin+c.n]); err != nil {
@@ -268,7 +290,7 @@ func (l *link) receive(r *bufio.Reader, c chunk, all map[int]*coming) error {
 	}
 	delete(all, c.piece)
 	t.settle(l, c.piece, p.buf)
-	t.e.buffers.put(p.buf)
+	t.e.buffers.Put(p.buf)
 	return nil
 }
 
@@ -277,38 +299,60 @@ func (l *link) prune(all map[int]*coming) {
 	for i, p := range all {
 		if !l.t.awaits(l, i, p.try) {
 			delete(all, i)
-			l.t.e.buffers.put(p.buf)
+			l.t.e.buffers.Put(p.buf)
 		}
 	}
 }
 
 // requested queues a chunk for the peer.
 func (l *link) requested(c chunk) error {
-	has := l.t.blob.Has(c.piece)
+	if !l.t.blob.Has(c.piece) {
+		return l.reject(c)
+	}
+	l.mu.Lock()
+	full := l.full()
+	if !full {
+		l.serve = append(l.serve, c)
+	}
+	idle := l.turn == noTurn
+	l.mu.Unlock()
+	switch {
+	case full:
+		return errTooMany
+	case idle:
+		l.t.e.turns.request(l)
+	default:
+		l.poke()
+	}
+	return nil
+}
+
+func (l *link) reject(c chunk) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.serve) >= maxServe || len(l.out) > maxOut {
-		return fmt.Errorf("more than %d chunks requested at a time", maxServe)
+	if l.full() {
+		return errTooMany
 	}
-	if has {
-		l.serve = append(l.serve, c)
-	} else {
-		l.out = appendRequest(l.out, pp.Reject, c)
-	}
+	l.out = appendRequest(l.out, pp.Reject, c)
 	l.poke()
 	return nil
 }
 
+// full says that the peer has to wait with more requests.
+func (l *link) full() bool { return len(l.serve) >= maxServe || len(l.out) > maxOut }
+
 // cancelled forgets a chunk that was not sent yet.
 func (l *link) cancelled(c chunk) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	for k, s := range l.serve {
-		if s == c {
-			l.serve = append(l.serve[:k:k], l.serve[k+1:]...)
-			l.out = appendRequest(l.out, pp.Reject, c)
-			l.poke()
-			return
-		}
+	k := slices.Index(l.serve, c)
+	if k >= 0 {
+		l.serve = slices.Delete(l.serve, k, k+1)
+		l.out = appendRequest(l.out, pp.Reject, c)
 	}
+	over := k >= 0 && len(l.serve) == 0
+	l.mu.Unlock()
+	if over {
+		l.t.e.turns.yield(l)
+	}
+	l.poke()
 }

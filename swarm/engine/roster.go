@@ -30,6 +30,11 @@ type acquaintance struct {
 	name  string // empty: it came by itself
 	addr  string // empty: it came by itself
 	conns int
+	// dialling: an attempt is under way. There is no other one meanwhile: a busy
+	// machine takes its time for a handshake, and takes longer for two. Of
+	// two connections that succeed, too, each side may keep another one.
+	dialling bool
+
 	tries int       // attempts since it last traded with us for a while
 	met   time.Time // since when it trades with us; zero: it does not
 	next  time.Time // when to dial; zero: not at all
@@ -59,28 +64,37 @@ func (r *roster) add(p Peer, now time.Time) {
 	a := r.get(id)
 	moved := a.addr != p.Addr
 	a.name, a.addr = p.ID, p.Addr
-	if a.conns > 0 || !a.next.IsZero() && !moved {
+	if a.conns > 0 || a.dialling || !a.next.IsZero() && !moved {
 		return // connected, or about to be
 	}
 	a.tries = 0
 	a.next = later(now, a.until)
 }
 
-// due returns the addresses to dial now.
-func (r *roster) due(now time.Time) (addrs []string) {
+// due returns the peers to dial now; dialled has to be called of each.
+func (r *roster) due(now time.Time) (peers []Peer) {
 	for _, a := range r.peers {
-		if a.next.IsZero() || a.next.After(now) {
+		if a.next.IsZero() || a.next.After(now) || a.dialling {
 			continue
 		}
 		if a.tries >= maxDials {
 			a.next = time.Time{}
 			continue
 		}
-		addrs = append(addrs, a.addr)
+		peers = append(peers, Peer{a.name, a.addr})
 		a.tries++
-		a.next = now.Add(backoff(a.tries))
+		a.next, a.dialling = time.Time{}, true
 	}
-	return addrs
+	return peers
+}
+
+// dialled notes the end of an attempt, after connected if it was successful.
+func (r *roster) dialled(p Peer, now time.Time) {
+	a := r.get(nodeID(p.ID))
+	a.dialling = false
+	if a.conns == 0 && a.next.IsZero() {
+		a.next = later(now.Add(backoff(a.tries)), a.until)
+	}
 }
 
 // backoff is how long to wait after a number of attempts.

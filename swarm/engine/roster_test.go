@@ -21,7 +21,7 @@ func TestRosterDialsAtOnce(t *testing.T) {
 	now := time.Unix(1000, 0)
 	r := newRoster(nodeID("me"))
 	r.add(Peer{"other", "other:1"}, now)
-	if diff := cmp.Diff([]string{"other:1"}, r.due(now)); diff != "" {
+	if diff := cmp.Diff([]Peer{{"other", "other:1"}}, r.due(now)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -56,6 +56,7 @@ func TestRosterGivesUp(t *testing.T) {
 				r.trades(nodeID(low), now)
 			}
 			r.gone(nodeID(low), now)
+			r.dialled(Peer{low, "x:1"}, now)
 		}
 	}
 	const ms = time.Millisecond
@@ -63,8 +64,29 @@ func TestRosterGivesUp(t *testing.T) {
 		t.Error(diff)
 	}
 	r.add(Peer{low, "x:1"}, start)
-	if diff := cmp.Diff([]string{"x:1"}, r.due(start)); diff != "" {
+	if diff := cmp.Diff([]Peer{{low, "x:1"}}, r.due(start)); diff != "" {
 		t.Errorf("named again: %s", diff)
+	}
+}
+
+// TestRosterDialsOnceAtATime: also when the attempt takes its time, and when a
+// connection that the peer opened comes and goes meanwhile.
+func TestRosterDialsOnceAtATime(t *testing.T) {
+	now := time.Unix(1000, 0)
+	r := newRoster(nodeID("me"))
+	p := Peer{"other", "other:1"}
+	r.add(p, now)
+	r.due(now)
+	r.add(p, now)
+	r.connected(nodeID("other"), now)
+	r.gone(nodeID("other"), now)
+	later := now.Add(time.Minute)
+	if again := r.due(later); again != nil {
+		t.Errorf("dials %v while it dials", again)
+	}
+	r.dialled(p, later)
+	if diff := cmp.Diff([]Peer{p}, r.due(later.Add(dialRetryMin))); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -77,6 +99,7 @@ func TestRosterReconnects(t *testing.T) {
 	if !r.connected(nodeID(low), now) {
 		t.Error("not welcome")
 	}
+	r.dialled(Peer{low, "x:1"}, now)
 	r.trades(nodeID(low), now)
 	r.add(Peer{low, "x:1"}, now)
 	if !r.wake().IsZero() {
@@ -90,7 +113,7 @@ func TestRosterReconnects(t *testing.T) {
 	}
 	// It came back under another address.
 	r.add(Peer{low, "x:2"}, now)
-	if diff := cmp.Diff([]string{"x:2"}, r.due(now)); diff != "" {
+	if diff := cmp.Diff([]Peer{{low, "x:2"}}, r.due(now)); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -58,6 +58,7 @@ type Torrent struct {
 	picker   *picker.Picker
 	failures map[int]*failure // of pieces that are wanted
 	links    map[*link]struct{}
+	line     []*link // that wait for their turn
 	tries    uint64
 	queue    []func() // events, for run to call
 }
@@ -286,14 +287,23 @@ func (t *Torrent) chunks(i int) func(yield func(chunk) bool) {
 // cancel takes back what was asked of the peer of a piece.
 func (l *link) cancel(i int) {
 	l.say(func(b []byte) []byte {
-		for k := range l.asked {
-			if r := &l.asked[k]; r.piece == i && !r.void {
-				r.void = true
-				b = appendRequest(b, pp.Cancel, r.chunk)
-			}
+		for _, c := range l.void(i) {
+			b = appendRequest(b, pp.Cancel, c)
 		}
 		return b
 	})
+}
+
+// void notes that nothing of a piece is awaited of the peer any more, and returns
+// what was.
+func (l *link) void(i int) (chunks []chunk) {
+	for k := range l.asked {
+		if r := &l.asked[k]; r.piece == i && !r.void {
+			r.void = true
+			chunks = append(chunks, r.chunk)
+		}
+	}
+	return chunks
 }
 
 // voidAll notes that whatever was asked of the peer is asked of others.
@@ -304,12 +314,17 @@ func (l *link) voidAll() {
 	}
 }
 
+// find returns where in l.asked the request for a chunk is; -1: nowhere.
+func (l *link) find(c chunk) int {
+	return slices.IndexFunc(l.asked, func(r request) bool { return r.chunk == c })
+}
+
 // expected finds the request that a chunk answers. It stays in the list until
 // the chunk has arrived.
 func (t *Torrent) expected(l *link, c chunk) (try uint64, known, live bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k := slices.IndexFunc(l.asked, func(r request) bool { return r.chunk == c })
+	k := l.find(c)
 	if k < 0 {
 		return 0, false, false
 	}
@@ -353,7 +368,7 @@ func (t *Torrent) sent(n int64) {
 
 // answered notes that a chunk came, or was refused.
 func (l *link) answered(c chunk) (known, live bool) {
-	k := slices.IndexFunc(l.asked, func(r request) bool { return r.chunk == c })
+	k := l.find(c)
 	if k < 0 {
 		return false, false
 	}
@@ -401,11 +416,7 @@ func (t *Torrent) hear(l *link, m message) error {
 		if live { // it has lost the piece
 			i := int(m.index)
 			l.peer.Lose(i)
-			for k := range l.asked {
-				if l.asked[k].piece == i {
-					l.asked[k].void = true
-				}
-			}
+			l.void(i)
 			t.askAll(now)
 			return nil
 		}
@@ -485,7 +496,7 @@ func (t *Torrent) name(id peerID) string {
 // is kept. Both sides have to come to the same answer: it is the one that the
 // node with the higher id has dialled, and of two of these the later, since
 // the other side would not have dialled again if it still had the earlier.
-func (t *Torrent) preferred(old, fresh *link) bool {
+func preferred(old, fresh *link) bool {
 	if old.dialer == fresh.dialer {
 		return true
 	}

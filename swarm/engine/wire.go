@@ -20,7 +20,6 @@ const (
 	// lengthSize and typeSize begin each message, pieceHeader each chunk.
 	lengthSize  = 4
 	typeSize    = 1
-	requestSize = 12
 	pieceHeader = lengthSize + typeSize + 8
 )
 
@@ -32,7 +31,6 @@ type (
 
 // handshake is what both sides say first.
 type handshake struct {
-	fast bool
 	hash infoHash
 	id   peerID
 }
@@ -55,7 +53,6 @@ func readHandshake(r io.Reader) (h handshake, err error) {
 	if string(b[:len(pp.Protocol)]) != pp.Protocol {
 		return h, errors.New("read handshake: not BitTorrent")
 	}
-	h.fast = pp.PeerExtensionBits(rest[:8]).SupportsFast()
 	copy(h.hash[:], rest[8:])
 	copy(h.id[:], rest[28:])
 	return h, nil

@@ -44,8 +44,8 @@ func (t *Torrent) run() {
 		now := time.Now()
 		t.mu.Lock()
 		if t.active {
-			for _, addr := range t.roster.due(now) {
-				t.work.Go(func() { t.dial(addr) })
+			for _, p := range t.roster.due(now) {
+				t.work.Go(func() { t.dial(p) })
 			}
 		}
 		t.closeSilent(now)
@@ -167,32 +167,53 @@ func (t *Torrent) closeSilent(now time.Time) {
 }
 
 // dial connects to a peer and trades with it until the connection ends.
-func (t *Torrent) dial(addr string) {
+func (t *Torrent) dial(p Peer) {
+	l := t.reach(p.Addr)
+	t.mu.Lock()
+	t.roster.dialled(p, time.Now())
+	t.mu.Unlock()
+	if l == nil {
+		t.poke() // it is to be tried again
+		return
+	}
+	defer t.e.hold(l.c)()
+	t.trade(l)
+}
+
+// reach connects to a peer; nil: in vain.
+func (t *Torrent) reach(addr string) *link {
 	ctx, cancel := context.WithTimeout(t.life, t.e.tune.dialTimeout)
 	defer cancel()
 	c, err := t.e.cfg.Dial(ctx, addr)
 	if err != nil {
 		t.e.cfg.Log.Debug().Err(err).Str("addr", addr).Msg("cannot connect to a peer")
-		return
+		return nil
 	}
-	defer t.e.hold(c)()
 	inTime := context.AfterFunc(ctx, func() { hangUp(c) })
 	h, err := t.e.greet(c, handshake{hash: infoHash(t.id.InfoHash())}, true)
 	if !inTime() || err != nil {
 		hangUp(c)
-		return
+		return nil
 	}
-	t.trade(c, h.id, t.e.id)
+	return t.join(c, h.id, t.e.id)
 }
 
-// trade trades with a peer until the connection ends.
-func (t *Torrent) trade(c net.Conn, id, dialer peerID) {
+// join makes a connection one of the torrent's; nil: it is not wanted, and was
+// closed.
+func (t *Torrent) join(c net.Conn, id, dialer peerID) *link {
 	l := newLink(t, c, id, dialer)
-	defer l.end()
 	if !t.attach(l) {
-		return
+		l.end()
+		return nil
 	}
+	return l
+}
+
+// trade trades with a peer that has joined until the connection ends.
+func (t *Torrent) trade(l *link) {
+	defer l.end()
 	defer t.work.Done()
+	defer t.e.turns.pass()
 	defer t.detach(l)
 	wrote := make(chan struct{})
 	go func() {
@@ -218,7 +239,7 @@ func (l *link) fail(err error) {
 			Msg("cannot read a piece for a peer: check the disk under the data directory")
 		return
 	}
-	if known || errors.Is(err, errGone) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+	if known || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &ne) {
 		return
 	}
@@ -243,7 +264,7 @@ func (t *Torrent) attach(l *link) bool {
 		if old.id != l.id {
 			continue
 		}
-		if !t.preferred(old, l) {
+		if !preferred(old, l) {
 			return false
 		}
 		old.refused = true
@@ -271,6 +292,7 @@ func (t *Torrent) detach(l *link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.links, l)
+	t.e.turns.drop(l)
 	l.peer.Leave()
 	t.roster.gone(l.id, time.Now())
 	t.e.met.peers.Dec()

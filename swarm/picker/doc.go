@@ -20,6 +20,11 @@
 // idles between two pieces, and for no more, since what is asked of a slow peer
 // cannot come from a fast one.
 //
+// # Whom to serve
+//
+// A node sends to few peers at a time ([Slots]); of those that wait the one that
+// gains pieces most slowly ([Peer.Pace]) is next.
+//
 // # Slow peers and the end
 //
 // When a peer has nothing else to give it is asked for a piece that another
