@@ -161,7 +161,7 @@ func (b *bench) prepare(ctx context.Context, holders []*lab.Node, img lab.Image,
 // observe makes the measured pulls.
 func (b *bench) observe(ctx context.Context, s scenario, r *result.Record, p plan) error {
 	groups := []group{{name: containerd}}
-	counted := r.Mode == result.Shoal && s.name != "churn" // a killed node takes its counters along
+	counted := r.Mode == result.Shoal && !s.kills
 	switch r.Mode {
 	case result.Shoal:
 		groups = append(groups, group{name: shoalName})
@@ -177,9 +177,12 @@ func (b *bench) observe(ctx context.Context, s scenario, r *result.Record, p pla
 			groups[1].processes = append(groups[1].processes, b.rival.processes[n])
 		}
 	}
-	before, err := b.origin(ctx, counted, p.nodes)
-	if err != nil {
-		return err
+	var before float64
+	if counted {
+		var err error
+		if before, err = origin(ctx, p.nodes); err != nil {
+			return err
+		}
 	}
 	w, err := watch(p.nodes, groups, b.lab.RegistryTraffic)
 	if err != nil {
@@ -189,11 +192,11 @@ func (b *bench) observe(ctx context.Context, s scenario, r *result.Record, p pla
 		w.stop()
 		return err
 	}
-	if err := w.fill(r, r.Moved*int64(len(r.Pulls))); err != nil {
+	if err := w.fill(r); err != nil {
 		return err
 	}
 	if counted {
-		after, err := b.origin(ctx, counted, p.nodes)
+		after, err := origin(ctx, p.nodes)
 		if err != nil {
 			return err
 		}
@@ -203,10 +206,7 @@ func (b *bench) observe(ctx context.Context, s scenario, r *result.Record, p pla
 }
 
 // origin is how much of blobs the nodes' Shoal took from registries so far.
-func (b *bench) origin(ctx context.Context, counted bool, nodes []*lab.Node) (sum float64, err error) {
-	if !counted {
-		return 0, nil
-	}
+func origin(ctx context.Context, nodes []*lab.Node) (sum float64, err error) {
 	for _, n := range nodes {
 		m, err := n.Metrics(ctx)
 		if err != nil {

@@ -113,8 +113,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		if n := slices.Min(o.clusters); n < sc.least {
 			return o, fmt.Errorf("-scenario %s: needs %d nodes, -nodes says %d", s, sc.least, n)
 		}
-		if sc.name == "churn" && o.rate == 0 {
-			return o, errors.New("-scenario churn: half of the time that unshaped links need is not known, give a -rate")
+		if sc.kills && o.rate == 0 {
+			return o, fmt.Errorf("-scenario %s: half of the time that unshaped links need is not known, give a -rate", s)
 		}
 		o.scenarios = append(o.scenarios, sc)
 	}
@@ -182,19 +182,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		keep = func(r result.Record) error { return errors.Join(result.Write(f, r), shown(r)) }
 	}
 	for _, o.nodes = range o.clusters {
-		if err := runCluster(ctx, o, log, keep); err != nil {
-			return err
+		if err = runCluster(ctx, o, log, keep); err != nil {
+			break
 		}
 	}
+	if len(all) == 0 {
+		return err
+	}
+	// What was measured before an error, or Ctrl-C, is worth a report, too.
 	if o.out != "" {
-		if err := report.Write(o.out, "Pull times", command(args), all); err != nil {
-			return err
-		}
+		err = errors.Join(err, report.Write(o.out, "Pull times", command(args), all))
 	}
 	if !o.asJSON {
-		return summarize(stdout, all)
+		err = errors.Join(err, summarize(stdout, all))
 	}
-	return nil
+	return err
 }
 
 // command is how to measure the same again.

@@ -38,6 +38,9 @@ type scenario struct {
 	holders func(nodes []*lab.Node) []*lab.Node
 	// upgrade: what the holders have is an earlier version.
 	upgrade bool
+	// kills: a node ends during the pull, at half of the time that it needs at
+	// least, and its counters with it.
+	kills bool
 	// pull makes the measured pulls and returns those that came to their end.
 	pull func(ctx context.Context, b *bench, p plan) ([]result.Pull, error)
 }
@@ -57,7 +60,7 @@ var scenarios = []scenario{
 	}},
 	{name: "rolling", least: 2, pull: rolling},
 	{name: "upgrade", least: 1, upgrade: true, holders: func(ns []*lab.Node) []*lab.Node { return ns }, pull: together},
-	{name: "churn", least: 4, pull: churn},
+	{name: "churn", least: 4, kills: true, pull: churn},
 	{name: "alone", least: 1, pull: func(ctx context.Context, b *bench, p plan) ([]result.Pull, error) {
 		p.nodes = p.nodes[:1]
 		return together(ctx, b, p)

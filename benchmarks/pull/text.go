@@ -42,10 +42,9 @@ func text(r result.Record) string {
 		fmt.Fprintf(&b, ", %.3f by the nodes' count", c)
 	}
 	b.WriteByte('\n')
-	landed := float64(r.Moved) * float64(len(r.Pulls))
 	for _, p := range r.Processes {
 		fmt.Fprintf(&b, "  %-11s %.2f CPU s per GiB, peak RSS %s, peak heap and buffers %s, %.2f bytes written per byte\n",
-			p.Name, p.CPUPerGiB, humanize.IBytes(uint64(p.PeakRSS)), humanize.IBytes(uint64(p.PeakHeap)), float64(p.Written)/landed)
+			p.Name, p.CPUPerGiB, humanize.IBytes(uint64(p.PeakRSS)), humanize.IBytes(uint64(p.PeakHeap)), float64(p.Written)/float64(r.Landed()))
 	}
 	fmt.Fprintf(&b, "  processors  %.0f %% idle\n", 100*r.Idle)
 	return b.String()

@@ -115,9 +115,8 @@ func (w *watcher) stop() {
 	w.done.Wait()
 }
 
-// fill writes what was observed into a record whose pulls are there. delivered
-// is how many bytes landed on nodes.
-func (w *watcher) fill(r *result.Record, delivered int64) error {
+// fill writes what was observed into a record whose pulls are there.
+func (w *watcher) fill(r *result.Record) error {
 	cpu, err := lab.ReadCPUTime()
 	if err != nil {
 		return err
@@ -171,7 +170,7 @@ func (w *watcher) fill(r *result.Record, delivered int64) error {
 				sum.Written += max(0, u.Disk-g.before[i].Disk)
 			}
 		}
-		sum.CPUPerGiB = sum.CPU / (float64(delivered) / (1 << 30))
+		sum.CPUPerGiB = sum.CPU / (float64(r.Landed()) / (1 << 30))
 		r.Processes = append(r.Processes, sum)
 	}
 	return nil

@@ -17,16 +17,18 @@ moved ÷ the speed of the slower link that they have to pass. **Perfect** is wha
 the slowest node takes when the registry's link is not shaped, so that nothing
 limits a node but its own link and the machine; ratios to it are to the same
 rounds. **Copies** are how often the bytes that had to be moved left the registry:
-by the counter of its network interface, which includes the headers of packets,
-and as payload, by the nodes' own counters, if they count. A time is that of the
+by the counter of its network interface, which includes what TCP had to send again,
+and, where the network card cuts packets (as in the laboratory), few of the packets'
+headers; and as payload, by the nodes' own counters, if they count. A time is that of the
 slowest node, from the request to the unpacked image. Of several rounds it is the
 median, with the least and the greatest in parentheses, and so is every other figure
 without them.`
 
 const costs = `CPU time is that of all processes of a name on all nodes, per GiB that landed on
 a node; RSS, with mapped files, and heap are the greatest of one process. Written
-are the bytes that they wrote to files and connections, per byte of the image that
-landed on a node.`
+are bytes per byte of the image that landed on a node: those that went to files on
+disk, and, of containerd, whose files are in memory in the laboratory, all that it
+wrote, which is to files.`
 
 // nothing stands for a figure that is not known.
 const nothing = "—"

@@ -43,7 +43,7 @@ func plots(all []result.Record) []figure {
 	}
 	for _, g := range scaling {
 		add(d.byNodes(g, "copies", "copies that left the registry by number of nodes", "copies",
-			"Counted at the registry's network interface, headers of packets included.",
+			"Counted at the registry's network interface.",
 			func(s result.Summary) float64 { return s.Copies },
 			func(s result.Summary) bool { return s.Landed > 0 }))
 	}

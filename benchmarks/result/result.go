@@ -40,8 +40,8 @@ type Record struct {
 	Moved int64 `json:"movedBytes"`
 	// Pulls are the nodes that pulled to the end.
 	Pulls []Pull `json:"pulls"`
-	// Sent is what left the registry's interface, in bytes, packet headers
-	// included.
+	// Sent is what left the registry's interface, in bytes: with what TCP sent
+	// again, and with the headers that the interface sees.
 	Sent int64 `json:"registrySentBytes"`
 	// Origin is how much of the image the nodes' own counters say that they
 	// took from the registry, in bytes; negative: nobody counts.
@@ -88,7 +88,8 @@ type Processes struct {
 	// without.
 	PeakRSS  int64 `json:"peakRSSBytes"`
 	PeakHeap int64 `json:"peakHeapBytes"`
-	// Written to files and connections by all of them, in bytes.
+	// Written by all of them, in bytes: to disk, or, where files are in
+	// memory, to anything.
 	Written int64 `json:"writtenBytes"`
 }
 
@@ -136,8 +137,7 @@ func (r Record) SlowestFetch() float64 {
 // on all nodes together.
 func (r Record) Landed() int64 { return r.Moved * int64(len(r.Pulls)) }
 
-// Copies of what had to be moved that left the registry, packet headers
-// included.
+// Copies of what had to be moved that left the registry's interface.
 func (r Record) Copies() float64 {
 	if r.Moved == 0 {
 		return 0

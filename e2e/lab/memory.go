@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -129,10 +128,12 @@ func availableMemory() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(p)) {
-		if v, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
-			return parseKiB(v)
-		}
+	n := int64(-1)
+	if err := parseFields(p, map[string]*int64{"MemAvailable": &n}); err != nil {
+		return 0, fmt.Errorf("read /proc/meminfo: %w", err)
 	}
-	return 0, errors.New("read /proc/meminfo: no MemAvailable")
+	if n < 0 {
+		return 0, errors.New("read /proc/meminfo: no MemAvailable")
+	}
+	return n, nil
 }

@@ -176,23 +176,9 @@ func parseUsage(stat, status []byte) (Usage, error) {
 		}
 		u.CPU += time.Duration(n) * time.Second / userHz
 	}
-	for line := range bytes.Lines(status) {
-		name, rest, _ := strings.Cut(string(line), ":")
-		var into *int64
-		switch name {
-		case "VmRSS":
-			into = &u.RSS
-		case "VmHWM":
-			into = &u.PeakRSS
-		case "RssAnon":
-			into = &u.Anon
-		default:
-			continue
-		}
-		var err error
-		if *into, err = parseKiB(rest); err != nil {
-			return Usage{}, fmt.Errorf("parse status: %w", err)
-		}
+	err := parseFields(status, map[string]*int64{"VmRSS": &u.RSS, "VmHWM": &u.PeakRSS, "RssAnon": &u.Anon})
+	if err != nil {
+		return Usage{}, fmt.Errorf("parse status: %w", err)
 	}
 	return u, nil
 }
@@ -203,28 +189,32 @@ func (u *Usage) parseIO(path string) error {
 	if err != nil {
 		return err
 	}
-	for line := range bytes.Lines(p) {
-		name, rest, _ := strings.Cut(string(line), ":")
-		var into *int64
-		switch name {
-		case "wchar":
-			into = &u.Written
-		case "write_bytes":
-			into = &u.Disk
-		default:
-			continue
-		}
-		if *into, err = strconv.ParseInt(strings.TrimSpace(rest), 10, 64); err != nil {
-			return fmt.Errorf("parse io: %w", err)
-		}
+	if err := parseFields(p, map[string]*int64{"wchar": &u.Written, "write_bytes": &u.Disk}); err != nil {
+		return fmt.Errorf("parse io: %w", err)
 	}
 	return nil
 }
 
-// parseKiB reads an amount of memory as /proc gives it, in bytes.
-func parseKiB(s string) (int64, error) {
-	n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(s), " kB"), 10, 64)
-	return n << 10, err
+// parseFields reads lines "name: value" of a file in /proc, where what is in kB
+// becomes bytes. Names that are not asked for are passed over.
+func parseFields(text []byte, into map[string]*int64) error {
+	for line := range bytes.Lines(text) {
+		name, value, _ := strings.Cut(string(line), ":")
+		to := into[name]
+		if to == nil {
+			continue
+		}
+		value, kib := strings.CutSuffix(strings.TrimSpace(value), " kB")
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if kib {
+			n <<= 10
+		}
+		*to = n
+	}
+	return nil
 }
 
 // CPUTime is the machine's accumulated time over all processors.
