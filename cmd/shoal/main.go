@@ -1,6 +1,7 @@
 // Command shoal is a node of a peer-to-peer container image distribution
 // system, and the tools around it: shoal serve runs the node, shoal certs makes
-// its credentials, shoal pull tries its mirror out.
+// its credentials, shoal configure makes containerd ask its mirror, shoal pull tries
+// the mirror out.
 //
 // This package decodes flags, environment and configuration file into plain
 // structs, once; nothing below it reads any of them. One file per command.
@@ -33,10 +34,12 @@ const (
 
 // cli is the grammar.
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Run a node: mirror, swarm and all."`
-	Certs   certsCmd   `cmd:"" help:"Make the credentials with which nodes recognise each other."`
-	Pull    pullCmd    `cmd:"" help:"Pull an image through a mirror and verify every digest."`
-	Version versionCmd `cmd:"" help:"Tell the version."`
+	Serve       serveCmd       `cmd:"" help:"Run a node: mirror, swarm and all."`
+	Certs       certsCmd       `cmd:"" help:"Make the credentials with which nodes recognise each other."`
+	Configure   configureCmd   `cmd:"" help:"Make containerd ask the mirror before the registries."`
+	Unconfigure unconfigureCmd `cmd:"" help:"Make containerd ask the registries as before."`
+	Pull        pullCmd        `cmd:"" help:"Pull an image through a mirror and verify every digest."`
+	Version     versionCmd     `cmd:"" help:"Tell the version."`
 }
 
 // std is where a command writes.
