@@ -24,10 +24,47 @@ const (
 	maxTokenLife = 24 * time.Hour
 )
 
-// authorizer knows which Authorization header each repository wants. What it
+// authorizer knows in whose name requests are sent.
+type authorizer interface {
+	// known returns the header to send before any challenge, or "".
+	known(ctx context.Context, repo Repository) (string, error)
+	// answer returns the header that answers the registry's challenges, after
+	// the registry refused the header used. It returns "" when there is
+	// nothing to answer with.
+	answer(ctx context.Context, repo Repository, cs []challenge, used string) (string, error)
+	// forget drops a header that the registry refused although it was fresh.
+	forget(repo Repository, used string)
+}
+
+// forwarded is the authorizer of somebody else's header, which goes to one
+// registry as it is.
+type forwarded struct{ registry, header string }
+
+func (f forwarded) known(_ context.Context, repo Repository) (string, error) {
+	if repo.Registry != f.registry {
+		return "", nil
+	}
+	return f.header, nil
+}
+
+func (forwarded) answer(context.Context, Repository, []challenge, string) (string, error) {
+	return "", nil
+}
+
+func (forwarded) forget(Repository, string) {}
+
+// String keeps the header out of any text.
+func (forwarded) String() string { return "authorization (redacted)" }
+
+// GoString keeps %#v from showing it.
+func (f forwarded) GoString() string { return f.String() }
+
+// tokens is the authorizer of this node: it answers challenges with what a
+// credentialSource has for the registry, or as nobody in particular. What it
 // knows of one repository is never used for another.
-type authorizer struct {
-	c     *Client
+type tokens struct {
+	c *Client
+	// creds may be nil: anonymous.
 	creds credentialSource
 
 	mu     sync.Mutex
@@ -47,19 +84,15 @@ type grant struct {
 	demand challenge
 }
 
-func newAuthorizer(c *Client) (*authorizer, error) {
+func newTokens(c *Client, creds credentialSource) *tokens {
 	grants, err := lru.New[Repository, *grant](maxGrants)
 	if err != nil {
-		return nil, err
+		panic(err) // only for a size below one
 	}
-	a := &authorizer{c: c, grants: grants}
-	if c.cfg.DockerConfig != "" {
-		a.creds = dockerCredentials{path: c.cfg.DockerConfig}
-	}
-	return a, nil
+	return &tokens{c: c, creds: creds, grants: grants}
 }
 
-func (a *authorizer) grant(repo Repository) *grant {
+func (a *tokens) grant(repo Repository) *grant {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g, ok := a.grants.Get(repo)
@@ -82,9 +115,8 @@ func (g *grant) hold(ctx context.Context) error {
 
 func (g *grant) release() { <-g.lock }
 
-// known returns the header to send before any challenge, renewed when it is
-// about to expire, or "".
-func (a *authorizer) known(ctx context.Context, repo Repository) (string, error) {
+// known renews the header when it is about to expire.
+func (a *tokens) known(ctx context.Context, repo Repository) (string, error) {
 	g := a.grant(repo)
 	if err := g.hold(ctx); err != nil {
 		return "", authTask(repo).broken(ctx, err)
@@ -104,10 +136,7 @@ func (a *authorizer) known(ctx context.Context, repo Repository) (string, error)
 	return g.header, nil
 }
 
-// answer returns the header that answers the registry's challenges, after the
-// registry refused the header used. It returns "" when there is nothing to
-// answer with.
-func (a *authorizer) answer(ctx context.Context, repo Repository, cs []challenge, used string) (string, error) {
+func (a *tokens) answer(ctx context.Context, repo Repository, cs []challenge, used string) (string, error) {
 	g := a.grant(repo)
 	if err := g.hold(ctx); err != nil {
 		return "", authTask(repo).broken(ctx, err)
@@ -130,8 +159,7 @@ func (a *authorizer) answer(ctx context.Context, repo Repository, cs []challenge
 	return g.header, nil
 }
 
-// forget drops a header that the registry refused although it was fresh.
-func (a *authorizer) forget(repo Repository, used string) {
+func (a *tokens) forget(repo Repository, used string) {
 	g := a.grant(repo)
 	select {
 	case g.lock <- struct{}{}:
@@ -144,7 +172,7 @@ func (a *authorizer) forget(repo Repository, used string) {
 }
 
 // renew answers g.demand anew. The caller holds g.
-func (a *authorizer) renew(ctx context.Context, repo Repository, g *grant) error {
+func (a *tokens) renew(ctx context.Context, repo Repository, g *grant) error {
 	cred, err := a.credential(ctx, repo)
 	if err != nil {
 		return authTask(repo).broken(ctx, err)
@@ -178,7 +206,7 @@ func renewAfter(life time.Duration) time.Duration { return life - min(life/5, ti
 
 // credential looks this node's credentials up. Those that cannot be had are
 // logged and done without: most images are public.
-func (a *authorizer) credential(ctx context.Context, repo Repository) (credential, error) {
+func (a *tokens) credential(ctx context.Context, repo Repository) (credential, error) {
 	if a.creds == nil {
 		return credential{}, nil
 	}

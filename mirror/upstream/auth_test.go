@@ -451,20 +451,20 @@ func TestNewRefuses(t *testing.T) {
 
 // TestAuthWaitEnds gives up waiting for a token that another request fetches.
 func TestAuthWaitEnds(t *testing.T) {
-	c := newClient(t, Config{})
+	auth := newTokens(newClient(t, Config{}), nil)
 	repo := Repository{"r.test", "a"}
-	g := c.auth.grant(repo)
+	g := auth.grant(repo)
 	if err := g.hold(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	defer g.release()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := c.auth.known(ctx, repo); !errors.Is(err, context.Canceled) {
+	if _, err := auth.known(ctx, repo); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if _, err := c.auth.answer(ctx, repo, nil, ""); !errors.Is(err, context.Canceled) {
+	if _, err := auth.answer(ctx, repo, nil, ""); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	c.auth.forget(repo, "") // does not wait
+	auth.forget(repo, "") // does not wait
 }

@@ -32,12 +32,13 @@ var accept = strings.Join([]string{
 	"*/*",
 }, ", ")
 
-// Client speaks to origin registries. It is safe for concurrent use.
+// Client speaks to origin registries, in the name of this node unless it was
+// made by Anonymous or As. It is safe for concurrent use.
 type Client struct {
 	cfg      Config // with defaults
 	insecure map[string]bool
 	net      *network
-	auth     *authorizer
+	auth     authorizer
 	met      *metrics
 	slots    *lru.Cache[string, chan struct{}] // registry → its blob streams
 }
@@ -68,13 +69,35 @@ func New(c Config) (*Client, error) {
 		return nil, fmt.Errorf("new registry client: %w", err)
 	}
 	cl := &Client{cfg: c, insecure: insecure, net: net, met: newMetrics(c.Registerer), slots: slots}
-	if cl.auth, err = newAuthorizer(cl); err != nil {
-		return nil, fmt.Errorf("new registry client: %w", err)
+	var creds credentialSource
+	if c.DockerConfig != "" {
+		creds = dockerCredentials{path: c.DockerConfig}
 	}
+	cl.auth = newTokens(cl, creds)
 	return cl, nil
 }
 
-// Close closes idle connections. Streams that are open go on.
+// Anonymous returns a client that shows no credentials of this node: it gets
+// what registries, and their token services, give to everybody. It shares
+// connections, bounds and metrics with c.
+func (c *Client) Anonymous() *Client {
+	a := *c
+	a.auth = newTokens(&a, nil)
+	return &a
+}
+
+// As returns a client that sends the Authorization header of somebody else to
+// one registry, and none to others. It answers no challenges: those are for
+// who has the password, see Error.Challenges. It shares connections, bounds
+// and metrics with c.
+func (c *Client) As(registry, authorization string) *Client {
+	a := *c
+	a.auth = forwarded{registry: registry, header: authorization}
+	return &a
+}
+
+// Close closes idle connections, of all clients made from c too. Streams that
+// are open go on.
 func (c *Client) Close() { c.net.closeIdle() }
 
 // task is one operation, for its errors and metrics.
@@ -267,14 +290,16 @@ func (c *Client) exchange(ctx context.Context, k task, method string, u *url.URL
 	if err != nil {
 		return nil, nil, err
 	}
+	var demands []challenge // of the registry itself
 	if resp.StatusCode == http.StatusUnauthorized && sameOrigin(from, u) {
 		denial := k.status(resp, c.cfg.Now())
-		authorization, err := c.auth.answer(ctx, k.repo, parseChallenges(resp.Header.Values("WWW-Authenticate")), r.authorization)
+		demands = parseChallenges(resp.Header.Values("WWW-Authenticate"))
+		authorization, err := c.auth.answer(ctx, k.repo, demands, r.authorization)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, c.challenged(ctx, k, err, demands)
 		}
 		if authorization == "" {
-			return nil, nil, denial
+			return nil, nil, c.challenged(ctx, k, denial, demands)
 		}
 		r.authorization = authorization
 		if resp, from, err = c.follow(ctx, k, r); err != nil {
@@ -288,8 +313,9 @@ func (c *Client) exchange(ctx context.Context, k task, method string, u *url.URL
 	e.elsewhere = !sameOrigin(from, u)
 	if e.Status == http.StatusUnauthorized && !e.elsewhere {
 		c.auth.forget(k.repo, r.authorization)
+		demands = parseChallenges(resp.Header.Values("WWW-Authenticate"))
 	}
-	return nil, nil, e
+	return nil, nil, c.challenged(ctx, k, e, demands)
 }
 
 func success(resp *http.Response) bool {

@@ -45,6 +45,10 @@ type Error struct {
 	Status int
 	// Code is the OCI error code of the answer, in lower case, or empty.
 	Code string
+	// Challenges are WWW-Authenticate values of a refusal by the registry that
+	// a client may be given to answer: written anew from what was understood,
+	// with realms that were checked. See "Trust".
+	Challenges []string
 	// RetryAfter is the pause that the registry asked for, or 0.
 	RetryAfter time.Duration
 	// Err is the cause, where there is one beside the status.
