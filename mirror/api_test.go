@@ -264,7 +264,7 @@ func TestErrorBodies(t *testing.T) {
 		{"bad digest of a manifest", "GET", "/v2/a/manifests/sha256:0?ns=docker.io", ""},
 		{"bad digest of a blob", "GET", "/v2/a/blobs/x?ns=docker.io", ""},
 		{"sha512", "GET", "/v2/a/blobs/sha512:00?ns=docker.io", ""},
-		{"credentials", "GET", "/v2/a/blobs/" + someDigest + "?ns=docker.io", "Bearer x"},
+		{"credentials", "GET", "/v2/a/blobs/" + someDigest + "?ns=docker.io", "Digest x"},
 		{"unknown manifest", "GET", "/v2/a/manifests/x?ns=docker.io", ""},
 		{"method", "POST", "/v2/a/blobs/" + someDigest + "?ns=docker.io", ""},
 		{"route", "GET", "/v2/a/tags/list?ns=docker.io", ""},
@@ -333,7 +333,7 @@ func TestHostileNamespaces(t *testing.T) {
 		t.Errorf("%v of them are hits of docker.io", n)
 	}
 	for name, n := range map[string]int{"grants": tm.grants.c.Len(), "catalog": tm.catalog.c.Len()} {
-		if n > max(knownRepositories, cataloguedDigests) {
+		if n > max(knownDecisions, cataloguedDigests) {
 			t.Errorf("%s has %d entries", name, n)
 		}
 	}

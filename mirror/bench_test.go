@@ -29,7 +29,7 @@ func (d *discard) Write(p []byte) (int, error) {
 
 func benchMirror(b *testing.B, s Swarm) *Mirror {
 	m, err := New(Config{
-		Swarm: s, Upstream: yes{1 << 20}, Registries: []string{"docker.io"},
+		Swarm: s, Upstream: sole{yes{1 << 20}}, Registries: []string{"docker.io"},
 		Log: zerolog.New(&discard{}), Registerer: prometheus.NewRegistry(),
 	})
 	if err != nil {
@@ -63,8 +63,8 @@ func BenchmarkHeadManifest(b *testing.B) {
 				return swarm.Descriptor{MediaType: typeDockerManifest, Digest: someDigest, Size: 500}, false, nil
 			}})
 			repo := Repository{Registry: "docker.io", Name: "library/alpine"}
-			m.heard(question{repo: repo}, swarm.Descriptor{Digest: someDigest, Size: 500}, nil)
-			m.catalog.learn(repo, someDigest, 500, manifest{mediaType: typeDockerManifest}, true)
+			m.heard(question{repo: repo, who: m.callers.anonymous}, swarm.Descriptor{Digest: someDigest, Size: 500}, nil)
+			m.catalog.learn(repo, someDigest, 500, manifest{mediaType: typeDockerManifest})
 			benchRequest(b, m, http.MethodHead, "/v2/library/alpine/manifests/"+ref+"?ns=docker.io")
 		})
 	}

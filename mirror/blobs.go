@@ -35,7 +35,7 @@ var emptyDigest = digest.FromBytes(nil)
 func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, p *pull) error {
 	ctx := r.Context()
 	p.source = swarm.SourceLocal
-	pm, err := m.authorise(ctx, question{repo: p.repo, kind: kindBlob, ref: p.ref})
+	pm, err := m.authorise(ctx, p.question(p.ref))
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, p *pull) error {
 	if local != nil {
 		return m.deliver(w, r, p, here{local}, rg)
 	}
-	dl, err := m.fetch(ctx, p, pm, rg)
+	dl, err := m.fetch(ctx, p, rg)
 	if err != nil {
 		return err
 	}
@@ -79,22 +79,18 @@ func (m *Mirror) open(ctx context.Context, d digest.Digest) (swarm.Reader, error
 }
 
 // sizeOf finds the size of a blob that is not on this node: from a manifest
-// that passed by, from the cluster, or from upstream. Without permission to
-// ask upstream for the content, somebody must have it.
+// that passed by, from the cluster, or from upstream.
 func (m *Mirror) sizeOf(ctx context.Context, p *pull, pm permit) (int64, error) {
-	if pm.known.size > 0 && pm.origin {
+	if pm.known.size > 0 {
 		return pm.known.size, nil
 	}
 	bounded, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	size, holders, err := m.cfg.Swarm.Locate(bounded, p.digest)
-	switch {
-	case err == nil && holders > 0 && size > 0:
+	if err == nil && holders > 0 && size > 0 {
 		return size, nil
-	case !pm.origin:
-		return 0, fmt.Errorf("no node has %s: %w", p.digest, swarm.ErrUnavailable)
 	}
-	d, err := m.oracle.ask(ctx, question{repo: p.repo, kind: kindBlob, ref: p.ref})
+	d, err := m.oracle.ask(ctx, p.question(p.ref))
 	if err == nil && d.Size <= 0 {
 		err = fmt.Errorf("registry gives no size for %s: %w", p.digest, swarm.ErrUnavailable)
 	}
@@ -121,16 +117,15 @@ func (m *Mirror) wanted(w http.ResponseWriter, r *http.Request, size int64) (byt
 }
 
 // fetch gets hold of a blob that is not on this node.
-func (m *Mirror) fetch(ctx context.Context, p *pull, pm permit, rg byteRange) (swarm.Download, error) {
+func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Download, error) {
 	if m.cooldown.active(p.digest, time.Now()) {
 		return nil, &miss{reason: reasonCooldown, message: "this blob failed here a moment ago"}
 	}
-	var origin swarm.Origin
-	if pm.origin {
-		origin = m.cfg.Upstream.Origin(p.repo, p.digest, p.size)
-	}
+	// In the caller's name: its credential is held for as long as the download
+	// lasts. A later caller that joins in brings its own, which then counts.
+	origin := p.who.up.Origin(p.repo, p.digest, p.size)
 	lazy := rg.closed && rg.n <= lazyRange && rg.n < p.size
-	if origin != nil && lazy && !m.cfg.Hold && !m.oracle.silent(p.repo.Registry) {
+	if lazy && !m.cfg.Hold && !m.oracle.silent(p.repo.Registry) {
 		// Whatever upstream has against it, the cluster may do better.
 		if t, err := m.passThrough(ctx, origin, rg); err == nil {
 			return t, nil
@@ -144,7 +139,7 @@ func (m *Mirror) fetch(ctx context.Context, p *pull, pm permit, rg byteRange) (s
 		Registry: p.repo.Registry, Repository: p.repo.Name,
 	})
 	if err != nil {
-		return nil, pm.explain(err)
+		return nil, err
 	}
 	return dl, nil
 }

@@ -39,7 +39,7 @@ func (u *slowUpstream) Size(ctx context.Context, r Repository, d digest.Digest) 
 }
 
 func bubbleMirror(t *testing.T, s Swarm, up Upstream) *Mirror {
-	m, err := New(Config{Swarm: s, Upstream: up, Registries: []string{"docker.io"}, Log: zerolog.Nop()})
+	m, err := New(Config{Swarm: s, Upstream: sole{up}, Registries: []string{"docker.io"}, Log: zerolog.Nop()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestSilentRegistry(t *testing.T) {
 		up.delay.Store(int64(time.Second))
 		step("healthy", 200, time.Second, "one")
 		up.delay.Store(int64(time.Hour))
-		m.grants.set(Repository{Registry: "docker.io", Name: "a"}, true, time.Now().Add(-m.cfg.GrantTTL))
+		m.grants.set(grantKey{repo: Repository{Registry: "docker.io", Name: "a"}}, nil, time.Now().Add(-m.cfg.GrantTTL))
 		step("hanging", 404, m.cfg.CheckTimeout, "two")
 		asked := up.asked.Load()
 		for i := range 20 {
@@ -117,7 +117,7 @@ func TestLateAnswerCounts(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if got := m.grants.standing(Repository{Registry: "docker.io", Name: "a"}, time.Now()); got != granted {
+		if got, _ := m.grants.standing(grantKey{repo: Repository{Registry: "docker.io", Name: "a"}}, time.Now()); got != granted {
 			t.Errorf("standing after the late answer: %d", got)
 		}
 	})
@@ -128,10 +128,10 @@ func TestQuestionsAreCoalescedAndBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		up := &slowUpstream{}
 		up.delay.Store(int64(time.Second))
-		o := newOracle(up, time.Minute, func(question, swarm.Descriptor, error) {})
+		o := newOracle(time.Minute, func(question, swarm.Descriptor, error) {})
 		ask := func(tag string) {
 			go func() {
-				_, _ = o.ask(t.Context(), question{Repository{Registry: "docker.io", Name: "a"}, kindManifest, reference{tag: tag}})
+				_, _ = o.ask(t.Context(), question{Repository{Registry: "docker.io", Name: "a"}, kindManifest, reference{tag: tag}, caller{up: up}})
 			}()
 		}
 		for range 100 {

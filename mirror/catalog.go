@@ -25,16 +25,14 @@ const (
 	maxManifest = 4 << 20
 )
 
-// entry is what is known of one digest in one repository.
+// entry is what is known of one digest that belongs to a repository: upstream
+// has shown so, or a manifest names it that belongs there itself.
 type entry struct {
 	// size in bytes; zero or less: not known.
 	size int64
 	// mediaType of a manifest whose content was seen and verified; empty for
 	// all else. The size is the content's own then.
 	mediaType string
-	// confirmed: upstream has shown to this node that the digest belongs to
-	// the repository, or a manifest that is confirmed names it.
-	confirmed bool
 }
 
 // catalog remembers sizes and membership of the digests of repositories. It is
@@ -61,28 +59,26 @@ func (c *catalog) get(r Repository, d digest.Digest) (entry, bool) {
 }
 
 // add merges what was learned into what is known: a verified manifest's size
-// and type stay, confirmation is not lost.
+// and type stay.
 func (c *catalog) add(r Repository, d digest.Digest, e entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := catalogKey{r, d}
-	if old, ok := c.c.Get(k); ok {
-		e.confirmed = e.confirmed || old.confirmed
-		if e.mediaType == "" && (old.mediaType != "" || e.size <= 0) {
-			e.size, e.mediaType = old.size, old.mediaType
-		}
+	if old, ok := c.c.Get(k); ok && e.mediaType == "" && (old.mediaType != "" || e.size <= 0) {
+		e.size, e.mediaType = old.size, old.mediaType
 	}
 	c.c.Add(k, e)
 }
 
-// learn takes in a verified manifest and what it names.
-func (c *catalog) learn(r Repository, d digest.Digest, size int64, man manifest, confirmed bool) {
+// learn takes in a verified manifest that belongs to the repository, and what
+// it names.
+func (c *catalog) learn(r Repository, d digest.Digest, size int64, man manifest) {
 	for _, x := range man.names[:min(len(man.names), learnedDigests)] {
 		if _, err := parseDigest(x.Digest.String()); err == nil {
-			c.add(r, x.Digest, entry{size: x.Size, confirmed: confirmed})
+			c.add(r, x.Digest, entry{size: x.Size})
 		}
 	}
-	c.add(r, d, entry{size: size, mediaType: man.mediaType, confirmed: confirmed})
+	c.add(r, d, entry{size: size, mediaType: man.mediaType})
 }
 
 // manifest is what the mirror reads from a manifest.

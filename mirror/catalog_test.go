@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -54,8 +55,8 @@ func TestCatalogKeepsToItsRepository(t *testing.T) {
 	man := manifest{mediaType: ocispec.MediaTypeImageManifest, names: []ocispec.Descriptor{
 		{Digest: layer, Size: 5}, {Digest: "sha256:bad", Size: 1}, {Digest: "sha512:x", Size: 1},
 	}}
-	c.learn(mine, someDigest, 100, man, true)
-	if e, _ := c.get(mine, layer); e != (entry{size: 5, confirmed: true}) {
+	c.learn(mine, someDigest, 100, man)
+	if e, _ := c.get(mine, layer); e != (entry{size: 5}) {
 		t.Errorf("layer: %+v", e)
 	}
 	if e, ok := c.get(theirs, layer); ok {
@@ -64,14 +65,10 @@ func TestCatalogKeepsToItsRepository(t *testing.T) {
 	// Later, lesser knowledge takes nothing away.
 	c.add(mine, someDigest, entry{})
 	c.add(mine, someDigest, entry{size: 99})
-	if e, _ := c.get(mine, someDigest); e != (entry{size: 100, mediaType: man.mediaType, confirmed: true}) {
+	if e, _ := c.get(mine, someDigest); e != (entry{size: 100, mediaType: man.mediaType}) {
 		t.Errorf("manifest: %+v", e)
 	}
-	c.learn(theirs, someDigest, 100, man, false)
-	if e, _ := c.get(theirs, layer); e.confirmed {
-		t.Error("an unconfirmed manifest confirms its layers")
-	}
-	if n := c.c.Len(); n != 4 {
+	if n := c.c.Len(); n != 2 {
 		t.Errorf("%d digests known, want 4: malformed ones must not be kept", n)
 	}
 }
@@ -82,7 +79,7 @@ func TestCatalogIsBounded(t *testing.T) {
 	for i := range 3 * learnedDigests {
 		man.names = append(man.names, ocispec.Descriptor{Digest: digest.FromString(fmt.Sprint(i)), Size: 1})
 	}
-	c.learn(Repository{Registry: "r", Name: "n"}, someDigest, 1, man, true)
+	c.learn(Repository{Registry: "r", Name: "n"}, someDigest, 1, man)
 	if n := c.c.Len(); n != learnedDigests+1 {
 		t.Errorf("one manifest put %d digests into the catalog", n)
 	}
@@ -101,7 +98,7 @@ func FuzzManifest(f *testing.F) {
 			t.Fatalf("media type %q", man.mediaType)
 		}
 		c := newCatalog()
-		c.learn(Repository{Registry: "r", Name: "n"}, someDigest, int64(len(p)), man, true)
+		c.learn(Repository{Registry: "r", Name: "n"}, someDigest, int64(len(p)), man)
 		for _, k := range c.c.Keys() {
 			if _, err := parseDigest(k.digest.String()); err != nil {
 				t.Fatal(err)
@@ -111,32 +108,40 @@ func FuzzManifest(f *testing.F) {
 }
 
 func TestGrants(t *testing.T) {
-	g := newGrants(time.Minute)
-	r := Repository{Registry: "r", Name: "n"}
+	g := newGrants(time.Minute, 24*time.Hour)
+	k := grantKey{repo: Repository{Registry: "r", Name: "n"}, caller: "c"}
+	no := errors.New("no")
 	t0 := time.Unix(1e9, 0)
 	for _, c := range []struct {
-		set, allowed bool
-		at           time.Duration
-		want         standing
+		set  bool
+		no   error
+		at   time.Duration
+		want standing
 	}{
 		{at: 0, want: unknown},
-		{set: true, allowed: true, at: 0, want: granted},
+		{set: true, at: 0, want: granted},
 		{at: time.Minute - 1, want: granted},
 		{at: time.Minute, want: wasGiven},
-		{set: true, at: 2 * time.Minute, want: denied},
+		{set: true, no: no, at: 2 * time.Minute, want: denied},
 		{at: 2*time.Minute + deniedFor - 1, want: denied},
 		{at: 2*time.Minute + deniedFor, want: wasDenied},
-		{set: true, allowed: true, at: time.Hour, want: granted},
+		{at: 48 * time.Hour, want: wasDenied},
+		{set: true, at: 48 * time.Hour, want: granted},
+		{at: 72*time.Hour - 1, want: wasGiven},
+		{at: 72 * time.Hour, want: unknown},
 	} {
 		if c.set {
-			g.set(r, c.allowed, t0.Add(c.at))
+			g.set(k, c.no, t0.Add(c.at))
 		}
-		if got := g.standing(r, t0.Add(c.at)); got != c.want {
-			t.Errorf("after %s: %d, want %d", c.at, got, c.want)
+		got, denial := g.standing(k, t0.Add(c.at))
+		if got != c.want || (denial != nil) != (got == denied || got == wasDenied) {
+			t.Errorf("after %s: %d with %v, want %d", c.at, got, denial, c.want)
 		}
 	}
-	if got := g.standing(Repository{Registry: "r", Name: "other"}, t0); got != unknown {
-		t.Errorf("another repository: %d", got)
+	for _, other := range []grantKey{{repo: Repository{Registry: "r", Name: "other"}, caller: "c"}, {repo: k.repo, caller: "d"}, {repo: k.repo}} {
+		if got, _ := g.standing(other, t0); got != unknown {
+			t.Errorf("%+v: %d", other, got)
+		}
 	}
 }
 

@@ -2,9 +2,11 @@ package mirror
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -204,12 +206,17 @@ func newClient(t testing.TB, reg *testRegistry) Upstream {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	return FromClient(c)
+	return client{c}
 }
 
 // cluster is a set of real swarm nodes, without TLS and gossip: the membership
 // is what the test says.
 type cluster struct {
+	// tap, if not nil, hears all that its nodes say to each other.
+	tap io.Writer
+	// patience is the nodes'. Default 1 s.
+	patience time.Duration
+
 	mu      sync.Mutex
 	live    []members.Member
 	changed chan struct{}
@@ -243,6 +250,9 @@ func (c *cluster) join(t testing.TB) *swarm.Node {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if c.tap != nil {
+			l = tapped{l, c.tap}
+		}
 		ls[i] = l
 	}
 	self := members.Member{Control: ls[0].Addr().String(), Wire: ls[1].Addr().String()}
@@ -270,12 +280,19 @@ func (c *cluster) join(t testing.TB) *swarm.Node {
 	}
 	node, err = swarm.New(swarm.Config{
 		Cluster: "test", Store: store, Members: membership{c, self}, Engine: eng, Log: log,
-		TagTTL: time.Millisecond, Patience: time.Second, Linger: 100 * time.Millisecond,
+		TagTTL: time.Millisecond, Patience: cmp.Or(c.patience, time.Second), Linger: 100 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: node.Handler(), Protocols: new(http.Protocols)}
+	handler := node.Handler()
+	if c.tap != nil {
+		handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintln(c.tap, r.URL, r.Header) // compressed on the wire
+			node.Handler().ServeHTTP(w, r)
+		})
+	}
+	srv := &http.Server{Handler: handler, Protocols: new(http.Protocols)}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	go func() { _ = srv.Serve(ls[0]) }()
@@ -307,6 +324,36 @@ func (c *cluster) set(f func([]members.Member) []members.Member) {
 		close(c.changed)
 	}
 	c.changed = make(chan struct{})
+}
+
+// tapped is a listener whose connections are overheard.
+type tapped struct {
+	net.Listener
+	to io.Writer
+}
+
+func (l tapped) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return tappedConn{c, l.to}, nil
+}
+
+type tappedConn struct {
+	net.Conn
+	to io.Writer
+}
+
+func (c tappedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	_, _ = c.to.Write(p[:n])
+	return n, err
+}
+
+func (c tappedConn) Write(p []byte) (int, error) {
+	_, _ = c.to.Write(p)
+	return c.Conn.Write(p)
 }
 
 // testMirror is a mirror that listens.
@@ -350,7 +397,7 @@ func newMirror(t testing.TB, s Swarm, up Upstream, change func(*Config), registr
 	t.Helper()
 	tm := &testMirror{reg: prometheus.NewRegistry(), log: &logBuffer{}}
 	c := Config{
-		Swarm: s, Upstream: up, Registries: registries, Registerer: tm.reg,
+		Swarm: s, Upstream: sole{up}, Registries: registries, Registerer: tm.reg,
 		Log: zerolog.New(tm.log),
 	}
 	if change != nil {
@@ -482,6 +529,16 @@ func (s *scripted) Locate(_ context.Context, d digest.Digest) (int64, int, error
 	return s.locate(d)
 }
 
+// sole is Upstreams that treat everybody alike.
+type sole struct{ up Upstream }
+
+func (s sole) Node() Upstream          { return s.up }
+func (s sole) Anonymous() Upstream     { return s.up }
+func (s sole) As(_, _ string) Upstream { return s.up }
+
+// asNode lets everybody have what the node may have.
+func asNode(c *Config) { c.Authorization = map[string]Authorization{"*": AuthorizeNode} }
+
 // yes is an Upstream that lets everybody pull everything.
 type yes struct{ size int64 }
 
@@ -498,7 +555,10 @@ func (u yes) Manifest(context.Context, Repository, string) (swarm.Descriptor, []
 }
 
 func (u yes) Size(context.Context, Repository, digest.Digest) (int64, error) { return u.size, nil }
-func (u yes) Origin(Repository, digest.Digest, int64) swarm.Origin           { return nil }
+func (u yes) Origin(Repository, digest.Digest, int64) swarm.Origin           { return u }
+func (u yes) Open(context.Context, int64, int64) (io.ReadCloser, error) {
+	return nil, swarm.ErrUnavailable
+}
 
 // inMemory is a whole blob.
 type inMemory struct{ *bytes.Reader }

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -40,7 +39,7 @@ func (m *Mirror) manifest(w http.ResponseWriter, r *http.Request, p *pull) error
 			return nil
 		}
 	}
-	data, err := m.content(ctx, p, desc, pm)
+	data, err := m.content(ctx, p, desc)
 	if err != nil {
 		return err
 	}
@@ -48,7 +47,7 @@ func (m *Mirror) manifest(w http.ResponseWriter, r *http.Request, p *pull) error
 	if !ok {
 		return &miss{reason: reasonNotManifest, message: "the content is not a manifest"}
 	}
-	m.catalog.learn(p.repo, desc.Digest, int64(len(data)), man, !pm.offline || pm.known.confirmed)
+	m.catalog.learn(p.repo, desc.Digest, int64(len(data)), man)
 	p.size = int64(len(data))
 	m.patient(w)
 	describe(w.Header(), desc.Digest, man.mediaType, p.size)
@@ -65,23 +64,27 @@ func (m *Mirror) manifest(w http.ResponseWriter, r *http.Request, p *pull) error
 
 // target finds what the request is for, and whether it may be served.
 func (m *Mirror) target(ctx context.Context, p *pull) (swarm.Descriptor, permit, error) {
-	q := question{repo: p.repo, kind: kindManifest, ref: p.ref}
+	q := p.question(p.ref)
 	if p.ref.tag != "" {
 		return m.resolve(ctx, p, q)
 	}
 	p.source = swarm.SourceLocal
 	pm, err := m.authorise(ctx, q)
-	return swarm.Descriptor{Digest: p.ref.digest, Size: pm.known.size}, pm, err
+	desc := swarm.Descriptor{MediaType: pm.known.mediaType, Digest: p.ref.digest, Size: pm.known.size}
+	if err == nil && !pm.offline && p.who.id == "" {
+		_ = m.share(ctx, q, desc, nil) // of use in an outage only
+	}
+	return desc, pm, err
 }
 
-// resolve finds what a tag points to. Upstream is asked if this node's right
+// resolve finds what a tag points to. Upstream is asked if the caller's right
 // to pull from the repository has to be confirmed, or if nobody in the cluster
 // knows the tag well enough; when it does not answer, the last known
-// descriptor is served.
+// descriptor is served to those who may have it.
 func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descriptor, permit, error) {
-	before := m.grants.standing(q.repo, time.Now())
+	before, denial := m.standing(q)
 	if before == denied {
-		return swarm.Descriptor{}, permit{}, fmt.Errorf("resolve %s: %w", q, upstream.ErrDenied)
+		return swarm.Descriptor{}, permit{}, fmt.Errorf("resolve %s: %w", q, denial)
 	}
 	var asked bool
 	upstream := func(ctx context.Context) (swarm.Descriptor, error) {
@@ -89,20 +92,26 @@ func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descri
 		asked = err == nil
 		return d, err
 	}
-	pm := permit{origin: true}
+	var pm permit
 	if before != granted {
 		desc, err := upstream(ctx)
 		if err != nil {
-			if pm, err = m.withoutAnswer(before, entry{}, err); err != nil {
+			if err := m.withoutAnswer(before, denial, err); err != nil {
 				return swarm.Descriptor{}, permit{}, err
 			}
+			if before == unknown && q.who.id != "" {
+				return swarm.Descriptor{}, permit{}, err
+			}
+			// To a caller whom upstream let in some time ago, or to whom the
+			// cluster's memory applies: that of what such callers were given.
+			pm.offline = true
 			err = fmt.Errorf("resolve %s: %w", q, swarm.ErrUnavailable)
 		}
 		upstream = func(context.Context) (swarm.Descriptor, error) { return desc, err }
 	}
 	bounded, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	desc, stale, err := m.cfg.Swarm.Resolve(bounded, q.repo.String()+":"+q.ref.tag, upstream)
+	desc, stale, err := m.cfg.Swarm.Resolve(bounded, q.who.space+q.repo.String()+":"+q.ref.tag, upstream)
 	p.stale = stale
 	p.source = swarm.SourceLocal
 	if asked {
@@ -114,41 +123,30 @@ func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descri
 	if _, err := parseDigest(desc.Digest.String()); err != nil {
 		return swarm.Descriptor{}, permit{}, referenceMiss(kindManifest, err)
 	}
-	if stale {
-		pm.offline = true
-	}
-	if !pm.offline {
-		// Another node's answer counts: it comes from the same upstream, and
-		// this node is let into the repository.
-		m.catalog.add(q.repo, desc.Digest, entry{size: desc.Size, confirmed: true})
-	}
+	pm.offline = pm.offline || stale
+	// Another node's answer counts: it comes from the same upstream.
+	m.inherit(q, desc)
 	pm.known, _ = m.catalog.get(q.repo, desc.Digest)
-	if pm.offline {
-		pm.origin = mayAsk(before, pm.known)
-	}
 	return desc, pm, nil
 }
 
 // content brings the manifest's bytes here, verified.
-func (m *Mirror) content(ctx context.Context, p *pull, desc swarm.Descriptor, pm permit) ([]byte, error) {
-	var origin func(context.Context) ([]byte, error)
-	if pm.origin {
-		q := question{repo: p.repo, kind: kindManifest, ref: reference{digest: desc.Digest}}
-		origin = func(ctx context.Context) ([]byte, error) {
-			_, data, err := m.cfg.Upstream.Manifest(ctx, q.repo, q.ref.String())
-			// No size: the bytes are not verified yet.
-			m.heard(q, swarm.Descriptor{Digest: desc.Digest}, err)
-			if err != nil {
-				return nil, fmt.Errorf("get %s: %w", q, err)
-			}
-			return data, nil
+func (m *Mirror) content(ctx context.Context, p *pull, desc swarm.Descriptor) ([]byte, error) {
+	q := p.question(reference{digest: desc.Digest})
+	origin := func(ctx context.Context) ([]byte, error) {
+		_, data, err := q.who.up.Manifest(ctx, q.repo, q.ref.String())
+		// No size: the bytes are not verified yet.
+		m.heard(q, swarm.Descriptor{Digest: desc.Digest}, err)
+		if err != nil {
+			return nil, fmt.Errorf("get %s: %w", q, err)
 		}
+		return data, nil
 	}
 	bounded, cancel := context.WithTimeout(ctx, manifestTimeout)
 	defer cancel()
 	data, source, err := m.cfg.Swarm.Small(bounded, desc.Digest, maxManifest, origin)
 	if err != nil {
-		return nil, pm.explain(err)
+		return nil, err
 	}
 	// A tag that upstream was asked for stays a miss, wherever the rest is
 	// from.

@@ -36,10 +36,10 @@ type Swarm interface {
 // it (docker.io, registry.example.com:5000), and a name in it.
 type Repository = upstream.Repository
 
-// Upstream is the registries' side, with the credentials of this node; see
-// FromClient. Its errors wrap upstream.ErrDenied (401, 403), swarm.ErrNotFound
-// (404), or else count as swarm.ErrUnavailable. Implementations are safe for
-// concurrent use and give up when ctx ends.
+// Upstream is the registries' side, in one caller's name. Its errors wrap
+// upstream.ErrDenied (401, 403; an *upstream.Error has the challenges),
+// swarm.ErrNotFound (404), or else count as swarm.ErrUnavailable.
+// Implementations are safe for concurrent use and give up when ctx ends.
 type Upstream interface {
 	Manifests
 	Blobs
@@ -59,9 +59,7 @@ type Blobs interface {
 	Origin(r Repository, d digest.Digest, size int64) swarm.Origin
 }
 
-// FromClient makes an Upstream of the client.
-func FromClient(c *upstream.Client) Upstream { return client{c} }
-
+// client is an Upstream of the client.
 type client struct{ *upstream.Client }
 
 func (c client) Size(ctx context.Context, r Repository, d digest.Digest) (int64, error) {
@@ -75,7 +73,7 @@ func (c client) Origin(r Repository, d digest.Digest, size int64) swarm.Origin {
 // Config of a Mirror. Swarm, Upstream and Registries are required.
 type Config struct {
 	Swarm    Swarm
-	Upstream Upstream
+	Upstream Upstreams
 	// Registries are mirrored, all others answered 404: host[:port] as image
 	// references spell it, or a glob as in path.Match over that ("*" crosses
 	// dots). A glob matches neither IP addresses nor localhost.
@@ -89,10 +87,20 @@ type Config struct {
 	// gains that not even a prefix vouched for by a broken node goes out.
 	Hold bool
 
-	// GrantTTL is how long upstream's consent to pull from a repository is
-	// believed. Longer spares HEAD requests, shorter notices revoked rights
-	// sooner. Default 5 min.
+	// Authorization says for registries, spelled like Registries, whose right
+	// to pull counts. A registry's own entry goes before patterns, and longer
+	// patterns before shorter ones. Others: AuthorizeUpstream.
+	Authorization map[string]Authorization
+	// GrantTTL is how long upstream's consent to let a caller pull from a
+	// repository is believed. Longer spares HEAD requests, shorter notices
+	// revoked rights sooner. Default 5 min.
 	GrantTTL time.Duration
+	// Outage says what is served while upstream does not answer, beyond
+	// GrantTTL. Default OutageAllowRecent.
+	Outage Outage
+	// OutageGrace is how old consent may be that OutageAllowRecent goes by.
+	// Default 24 h.
+	OutageGrace time.Duration
 	// CheckTimeout bounds a client's wait for what upstream says of a tag, a
 	// permission or a size. Default 2.5 s: a cold TLS connection and a token
 	// over 200 ms of latency take 2 s.
@@ -120,6 +128,7 @@ type Mirror struct {
 	met        *metrics
 	registries *registries
 	fallback   string // the default registry, parsed
+	callers    *callers
 	oracle     *oracle
 	grants     *grants
 	catalog    *catalog
@@ -146,6 +155,7 @@ func New(c Config) (*Mirror, error) {
 		}
 	}
 	def(&c.GrantTTL, 5*time.Minute)
+	def(&c.OutageGrace, 24*time.Hour)
 	def(&c.CheckTimeout, 2500*time.Millisecond)
 	def(&c.FirstByteTimeout, 10*time.Second)
 	def(&c.StallTimeout, time.Minute)
@@ -156,7 +166,17 @@ func New(c Config) (*Mirror, error) {
 	}
 	m := &Mirror{
 		cfg: c, met: newMetrics(c.Registerer), registries: regs,
-		grants: newGrants(c.GrantTTL), catalog: newCatalog(), cooldown: newCooldown(),
+		grants: newGrants(c.GrantTTL, c.OutageGrace), catalog: newCatalog(), cooldown: newCooldown(),
+	}
+	if m.callers, err = newCallers(c.Upstream, c.Authorization); err != nil {
+		return nil, fmt.Errorf("new mirror: %w", err)
+	}
+	switch c.Outage {
+	case "":
+		m.cfg.Outage = OutageAllowRecent
+	case OutageAllowRecent, OutageDeny:
+	default:
+		return nil, fmt.Errorf("new mirror: outage policy %q: want %s or %s", c.Outage, OutageAllowRecent, OutageDeny)
 	}
 	if c.DefaultRegistry != "" {
 		if m.fallback, err = parseRegistry(c.DefaultRegistry); err != nil {
@@ -166,7 +186,7 @@ func New(c Config) (*Mirror, error) {
 			return nil, fmt.Errorf("new mirror: default registry %s is not among those mirrored", m.fallback)
 		}
 	}
-	m.oracle = newOracle(c.Upstream, c.CheckTimeout, m.heard)
+	m.oracle = newOracle(c.CheckTimeout, m.heard)
 	m.buffers.New = func() any { b := make([]byte, copyBuffer); return &b }
 	m.handler = m.routes()
 	return m, nil

@@ -27,8 +27,9 @@ const (
 	reasonRoute       = "route"              // a path that is not of the pull API
 	reasonMethod      = "method"             // a method that does not read
 	reasonRange       = "range"              // unsatisfiable, or several ranges
-	reasonCredentials = "credentials"        // the caller brought its own
-	reasonDenied      = "denied"             // upstream refuses this node
+	reasonCredentials = "credentials"        // the caller's own are unusable, or do not count
+	reasonChallenge   = "challenge"          // upstream wants credentials, and the caller was told
+	reasonDenied      = "denied"             // upstream refuses the caller
 	reasonNotFound    = "not_found"          // upstream has no such thing
 	reasonUpstream    = "upstream"           // upstream does not answer, and no node has it
 	reasonNotManifest = "not_manifest"       // the content is not a manifest
@@ -50,6 +51,8 @@ const (
 	codeManifestUnknown = "MANIFEST_UNKNOWN"
 	codeBlobUnknown     = "BLOB_UNKNOWN"
 	codeUnsupported     = "UNSUPPORTED"
+	codeUnauthorized    = "UNAUTHORIZED"
+	codeDenied          = "DENIED"
 )
 
 // miss is why a request is not served. The zero status is 404: containerd
@@ -62,6 +65,8 @@ type miss struct {
 	reason  string
 	message string
 	cause   error // logged, never sent
+	// challenges to answer, with a 401.
+	challenges []string
 }
 
 func (m *miss) Error() string {
@@ -72,6 +77,26 @@ func (m *miss) Error() string {
 }
 
 func (m *miss) Unwrap() error { return m.cause }
+
+// relay makes the answer to a caller who was refused in its own name that of
+// upstream, so that it can come back with credentials. without says that it
+// had none. Upstream's answer is a miss here if there is nothing in it that a
+// client could use.
+func (m *miss) relay(without bool) {
+	var e *upstream.Error
+	if m.reason != reasonDenied || !errors.As(m.cause, &e) {
+		return
+	}
+	switch {
+	case len(e.Challenges) > 0:
+		m.status, m.code, m.challenges = http.StatusUnauthorized, codeUnauthorized, e.Challenges
+		if without {
+			m.reason, m.message = reasonChallenge, "the registry wants credentials"
+		}
+	case e.Status == http.StatusForbidden:
+		m.status, m.code = http.StatusForbidden, codeDenied
+	}
+}
 
 // asMiss is the one place where errors become answers. code is what the
 // request was after, in the specification's words.
@@ -86,7 +111,7 @@ func asMiss(err error, code string) *miss {
 		}
 		return known
 	case errors.Is(err, upstream.ErrDenied):
-		m.reason, m.message = reasonDenied, "the registry does not let this node pull"
+		m.reason, m.message = reasonDenied, "the registry does not let the caller pull"
 	case errors.Is(err, swarm.ErrNotFound):
 		m.reason, m.message = reasonNotFound, "not found"
 	case errors.As(err, &space):
@@ -129,6 +154,9 @@ func (m *miss) write(w http.ResponseWriter) {
 		Code: m.code, Message: m.message, Detail: map[string]string{"reason": m.reason},
 	}}})
 	h := w.Header()
+	for _, c := range m.challenges {
+		h.Add("WWW-Authenticate", c)
+	}
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
 	h.Set("X-Content-Type-Options", "nosniff")

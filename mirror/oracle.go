@@ -35,11 +35,24 @@ const (
 	maxQuestions = 128
 )
 
-// question is one HEAD request to a registry.
+// question is one HEAD request to a registry, in somebody's name.
 type question struct {
 	repo Repository
 	kind kind
 	ref  reference
+	who  caller
+}
+
+// flightKey is what makes questions identical.
+type flightKey struct {
+	repo       Repository
+	kind       kind
+	ref        reference
+	space, who string
+}
+
+func (q question) key() flightKey {
+	return flightKey{q.repo, q.kind, q.ref, q.who.space, q.who.id}
 }
 
 func (q question) String() string { return fmt.Sprintf("%s %s@%s", q.kind, q.repo, q.ref) }
@@ -48,7 +61,6 @@ func (q question) String() string { return fmt.Sprintf("%s %s@%s", q.kind, q.rep
 // no caller waiting beyond its bound, and none at all for a registry that has
 // just failed to answer.
 type oracle struct {
-	up Upstream
 	// patience is how long a caller waits.
 	patience time.Duration
 	// heard is told of every answer, before any caller is.
@@ -60,7 +72,7 @@ type oracle struct {
 
 	mu     sync.Mutex
 	closed bool
-	open   map[question]*flight
+	open   map[flightKey]*flight
 	down   *simplelru.LRU[string, time.Time] // registry → when to ask again
 }
 
@@ -71,10 +83,10 @@ type flight struct {
 	err  error
 }
 
-func newOracle(up Upstream, patience time.Duration, heard func(question, swarm.Descriptor, error)) *oracle {
+func newOracle(patience time.Duration, heard func(question, swarm.Descriptor, error)) *oracle {
 	o := &oracle{
-		up: up, patience: patience, heard: heard,
-		open: map[question]*flight{}, down: newLRU[string, time.Time](watchedRegistries),
+		patience: patience, heard: heard,
+		open: map[flightKey]*flight{}, down: newLRU[string, time.Time](watchedRegistries),
 	}
 	o.life, o.end = context.WithCancel(context.Background())
 	return o
@@ -117,7 +129,7 @@ func (o *oracle) join(q question, now time.Time) (*flight, error) {
 	if down && now.Before(again) {
 		return nil, errDown
 	}
-	f := o.open[q]
+	f := o.open[q.key()]
 	switch {
 	case o.closed:
 		return nil, errDown
@@ -125,7 +137,7 @@ func (o *oracle) join(q question, now time.Time) (*flight, error) {
 		return nil, errBusy
 	case f == nil:
 		f = &flight{done: make(chan struct{})}
-		o.open[q] = f
+		o.open[q.key()] = f
 		o.work.Go(func() { o.fly(q, f) })
 	}
 	if down {
@@ -147,7 +159,7 @@ func (o *oracle) fly(q question, f *flight) {
 		o.heard(q, f.desc, f.err)
 	}
 	o.mu.Lock()
-	delete(o.open, q)
+	delete(o.open, q.key())
 	o.mu.Unlock()
 	close(f.done)
 }
@@ -155,9 +167,9 @@ func (o *oracle) fly(q question, f *flight) {
 func (o *oracle) put(ctx context.Context, q question) (d swarm.Descriptor, err error) {
 	if q.kind == kindBlob {
 		d.Digest = q.ref.digest
-		d.Size, err = o.up.Size(ctx, q.repo, q.ref.digest)
+		d.Size, err = q.who.up.Size(ctx, q.repo, q.ref.digest)
 	} else {
-		d, err = o.up.Head(ctx, q.repo, q.ref.String())
+		d, err = q.who.up.Head(ctx, q.repo, q.ref.String())
 	}
 	switch {
 	case err != nil && !errors.Is(err, upstream.ErrDenied) && !errors.Is(err, swarm.ErrNotFound) && !errors.Is(err, swarm.ErrUnavailable):

@@ -160,3 +160,29 @@ func parseNamespace(rawQuery string) (string, error) {
 		return "", fmt.Errorf("query names %d namespaces", len(ns))
 	}
 }
+
+// maxAuthorization bounds an Authorization header, in bytes. Tokens of large
+// clouds take up to 4 KiB, and servers commonly refuse headers beyond 16.
+const maxAuthorization = 16 << 10
+
+// parseAuthorization checks the Authorization headers of a request, of which
+// there may be one, in a scheme that registries know. It is empty when there
+// is none. Errors do not repeat it.
+func parseAuthorization(headers []string) (string, error) {
+	switch {
+	case len(headers) == 0 || len(headers) == 1 && headers[0] == "":
+		return "", nil
+	case len(headers) > 1:
+		return "", fmt.Errorf("%d Authorization headers", len(headers))
+	case len(headers[0]) > maxAuthorization:
+		return "", fmt.Errorf("an Authorization header of %d bytes, at most %d are read", len(headers[0]), maxAuthorization)
+	}
+	scheme, value, _ := strings.Cut(headers[0], " ")
+	if !strings.EqualFold(scheme, "Bearer") && !strings.EqualFold(scheme, "Basic") {
+		return "", errors.New("an Authorization header that is neither Bearer nor Basic")
+	}
+	if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", errors.New("a malformed Authorization header")
+	}
+	return headers[0], nil
+}

@@ -264,6 +264,48 @@ func FuzzNamespace(f *testing.F) {
 	})
 }
 
+func TestParseAuthorization(t *testing.T) {
+	for name, c := range map[string]struct {
+		in   []string
+		want string
+		ok   bool
+	}{
+		"none":       {in: nil, ok: true},
+		"empty":      {in: []string{""}, ok: true},
+		"bearer":     {in: []string{"Bearer abc.def-_~+/="}, want: "Bearer abc.def-_~+/=", ok: true},
+		"lower case": {in: []string{"basic Ym9iOng="}, want: "basic Ym9iOng=", ok: true},
+		"two":        {in: []string{"Bearer a", "Bearer b"}},
+		"scheme":     {in: []string{"Negotiate abc"}},
+		"no value":   {in: []string{"Bearer "}},
+		"bare":       {in: []string{"Bearer"}},
+		"two values": {in: []string{"Bearer a b"}},
+		"line break": {in: []string{"Bearer a\r\nHost: b"}},
+		"zero byte":  {in: []string{"Bearer a\x00"}},
+		"not ASCII":  {in: []string{"Bearer é"}},
+		"a long one": {in: []string{"Bearer " + strings.Repeat("x", maxAuthorization)}},
+	} {
+		got, err := parseAuthorization(c.in)
+		if got != c.want || (err == nil) != c.ok {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+func FuzzAuthorization(f *testing.F) {
+	for _, s := range []string{"", "Bearer x", "Basic eDp5", "bearer  x", "Bearer x\ny", "Digest a=b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got, err := parseAuthorization([]string{s})
+		switch {
+		case err != nil && s != "" && len(s) > 3 && strings.Contains(err.Error(), s[3:]) && len(s) > 60:
+			t.Fatalf("the error %v repeats the header", err)
+		case err == nil && (got != s || len(got) > maxAuthorization || strings.ContainsAny(got, "\r\n\x00")):
+			t.Fatalf("%q becomes %q", s, got)
+		}
+	})
+}
+
 // FuzzRequest sends anything to the handler: no panic, only the statuses that
 // the package promises, and no metric label from the input.
 func FuzzRequest(f *testing.F) {
@@ -277,7 +319,7 @@ func FuzzRequest(f *testing.F) {
 		f.Add("DELETE", s, "", "")
 	}
 	reg := prometheus.NewRegistry()
-	m, err := New(Config{Swarm: &scripted{}, Upstream: yes{100}, Registries: []string{"docker.io"}, Log: zerolog.Nop(), Registerer: reg})
+	m, err := New(Config{Swarm: &scripted{}, Upstream: sole{yes{100}}, Registries: []string{"docker.io"}, Log: zerolog.Nop(), Registerer: reg})
 	if err != nil {
 		f.Fatal(err)
 	}

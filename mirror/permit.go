@@ -14,74 +14,91 @@ import (
 )
 
 const (
-	// knownRepositories bounds the memory of what upstream said of
-	// repositories, about 200 bytes each.
-	knownRepositories = 2048
+	// knownDecisions bounds the memory of what upstream said of callers and
+	// repositories, about 300 bytes each. A token serves one pull, so that on
+	// a busy node there are some more than images.
+	knownDecisions = 4096
 	// deniedFor is how long a refusal is believed without asking again: long
 	// enough for all objects of one pull, short enough for somebody who is
 	// waiting for credentials to take effect.
 	deniedFor = 30 * time.Second
 )
 
-// standing is what is known of this node's right to pull from a repository.
+// standing is what is known of a caller's right to pull from a repository.
 type standing int
 
 const (
 	unknown   standing = iota
 	granted            // upstream said yes within GrantTTL
-	wasGiven           // its last word was yes, longer ago
+	wasGiven           // its last word was yes, longer ago, within OutageGrace
 	denied             // upstream said no within deniedFor
 	wasDenied          // its last word was no, longer ago
 )
 
-// grants remembers upstream's last word on each repository.
+// grants remembers upstream's last word on each caller and repository.
 type grants struct {
-	ttl time.Duration
-	mu  sync.Mutex
-	c   *simplelru.LRU[Repository, verdict]
+	ttl, grace time.Duration
+	mu         sync.Mutex
+	c          *simplelru.LRU[grantKey, verdict]
 }
 
+type grantKey struct {
+	repo   Repository
+	caller string // its id
+}
+
+// verdict is upstream's word.
 type verdict struct {
-	allowed bool
-	at      time.Time
+	denial error // nil: the caller may pull
+	at     time.Time
 }
 
-func newGrants(ttl time.Duration) *grants {
-	return &grants{ttl: ttl, c: newLRU[Repository, verdict](knownRepositories)}
+func newGrants(ttl, grace time.Duration) *grants {
+	return &grants{ttl: ttl, grace: grace, c: newLRU[grantKey, verdict](knownDecisions)}
 }
 
-func (g *grants) set(r Repository, allowed bool, now time.Time) {
+func (g *grants) set(k grantKey, denial error, at time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.c.Add(r, verdict{allowed, now})
+	g.c.Add(k, verdict{denial, at})
 }
 
-func (g *grants) standing(r Repository, now time.Time) standing {
+// standing returns upstream's denial with the standings that have one.
+func (g *grants) standing(k grantKey, now time.Time) (standing, error) {
 	g.mu.Lock()
-	v, ok := g.c.Get(r)
+	v, ok := g.c.Get(k)
 	g.mu.Unlock()
 	age := now.Sub(v.at)
 	switch {
 	case !ok:
-		return unknown
-	case v.allowed && age < g.ttl:
-		return granted
-	case v.allowed:
-		return wasGiven
-	case age < deniedFor:
-		return denied
+		return unknown, nil
+	case v.denial != nil && age < deniedFor:
+		return denied, v.denial
+	case v.denial != nil:
+		return wasDenied, v.denial
+	case age < g.ttl:
+		return granted, nil
+	case age < g.grace:
+		return wasGiven, nil
 	default:
-		return wasDenied
+		return unknown, nil
 	}
+}
+
+func (q question) grantKey() grantKey { return grantKey{q.repo, q.who.id} }
+
+// standing is the caller's.
+func (m *Mirror) standing(q question) (standing, error) {
+	if q.who.auth == AuthorizeNone {
+		return granted, nil
+	}
+	return m.grants.standing(q.grantKey(), time.Now())
 }
 
 // permit lets one request have one digest.
 type permit struct {
-	// offline: upstream was not able to say; what the cluster has already is
-	// served.
+	// offline: upstream was not able to say.
 	offline bool
-	// origin: upstream may be asked for the content. Without it, peers only.
-	origin bool
 	// known is what the catalog has on the digest.
 	known entry
 }
@@ -90,66 +107,83 @@ type permit struct {
 func (m *Mirror) heard(q question, d swarm.Descriptor, err error) {
 	switch {
 	case err == nil:
-		m.grants.set(q.repo, true, time.Now())
-		m.catalog.add(q.repo, d.Digest, entry{size: d.Size, confirmed: true})
+		m.grants.set(q.grantKey(), nil, time.Now())
+		m.catalog.add(q.repo, d.Digest, entry{size: d.Size})
 	case errors.Is(err, upstream.ErrDenied):
-		m.grants.set(q.repo, false, time.Now())
+		m.grants.set(q.grantKey(), err, time.Now())
 	}
 }
 
 // authorise decides whether a digest of a repository is served: if upstream
-// lets this node pull from the repository, and the digest belongs to it. A
+// lets the caller pull from the repository, and the digest belongs to it. A
 // grant alone is not enough, or any public repository would open the private
 // content of all others to those who know its digests.
 func (m *Mirror) authorise(ctx context.Context, q question) (permit, error) {
-	now := m.grants.standing(q.repo, time.Now())
-	e, _ := m.catalog.get(q.repo, q.ref.digest)
+	last, denial := m.standing(q)
+	e, belongs := m.catalog.get(q.repo, q.ref.digest)
 	switch {
-	case now == denied:
-		return permit{}, fmt.Errorf("authorise %s: %w", q, upstream.ErrDenied)
-	case now == granted && e.confirmed:
-		return permit{origin: true, known: e}, nil
+	case last == denied:
+		return permit{}, fmt.Errorf("authorise %s: %w", q, denial)
+	case last == granted && belongs:
+		return permit{known: e}, nil
 	}
 	d, err := m.oracle.ask(ctx, q)
 	if err == nil {
 		if e, _ = m.catalog.get(q.repo, q.ref.digest); e.size <= 0 {
 			e.size = d.Size
 		}
-		return permit{origin: true, known: e}, nil
+		return permit{known: e}, nil
 	}
-	return m.withoutAnswer(now, e, err)
-}
-
-// withoutAnswer decides what to do after upstream's no, or silence.
-func (m *Mirror) withoutAnswer(last standing, e entry, err error) (permit, error) {
-	switch {
-	case !errors.Is(err, swarm.ErrUnavailable):
+	if err := m.withoutAnswer(last, denial, err); err != nil {
 		return permit{}, err
+	}
+	switch {
+	case belongs && last != unknown:
+		return permit{offline: true, known: e}, nil
+	case q.kind == kindManifest && q.who.id == "" && m.share(ctx, q, swarm.Descriptor{}, err):
+		e, _ = m.catalog.get(q.repo, q.ref.digest)
+		return permit{offline: true, known: e}, nil
+	}
+	return permit{}, err
+}
+
+// withoutAnswer says why nothing can be served after upstream's no or, for
+// want of an answer, its last word; nil leaves it to what else is known.
+func (m *Mirror) withoutAnswer(last standing, denial, err error) error {
+	switch {
+	case !errors.Is(err, swarm.ErrUnavailable), m.cfg.Outage == OutageDeny:
+		return err
 	case last == wasDenied:
-		// Upstream's last word stands; an outage opens nothing.
-		return permit{}, fmt.Errorf("%w: %w", upstream.ErrDenied, err)
+		// An outage opens nothing.
+		return fmt.Errorf("%w, and no answer since: %v", denial, err)
 	}
-	return permit{offline: true, origin: mayAsk(last, e), known: e}, nil
+	return nil
 }
 
-// mayAsk says whether a silent upstream may still be asked for content: if it
-// has once shown that it gives this digest of this repository to this node.
-func mayAsk(last standing, e entry) bool {
-	return (last == granted || last == wasGiven) && e.confirmed
-}
-
-// explain tells "upstream does not have it" from "upstream was not asked".
-func (p permit) explain(err error) error {
-	if !p.origin && errors.Is(err, swarm.ErrNotFound) {
-		return &unasked{err}
+// share deals with the cluster's memory of the manifests that callers without
+// credentials were given. If upstream gave d to this one, the cluster is told.
+// If upstream did not answer (err), the cluster is asked whether it gave this
+// digest to another node's, so that what anybody may have can be had in an
+// outage on a node that has never asked for it.
+func (m *Mirror) share(ctx context.Context, q question, d swarm.Descriptor, err error) bool {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	known, _, failed := m.cfg.Swarm.Resolve(ctx, q.who.space+q.repo.String()+"@"+q.ref.digest.String(),
+		func(context.Context) (swarm.Descriptor, error) { return d, err })
+	if failed != nil || known.Digest != q.ref.digest {
+		return false
 	}
-	return err
+	if err != nil {
+		m.inherit(q, known)
+	}
+	return true
 }
 
-// unasked hides that content was not found where not everybody was asked.
-type unasked struct{ err error }
-
-func (e *unasked) Error() string { return "no node has it: " + e.err.Error() }
-
-// Is makes it an outage, not an absence: there is no Unwrap.
-func (e *unasked) Is(target error) bool { return target == swarm.ErrUnavailable }
+// inherit takes in a yes that upstream gave to another node of the cluster, at
+// a time that is not known exactly: it counts as old.
+func (m *Mirror) inherit(q question, d swarm.Descriptor) {
+	if last, _ := m.standing(q); last == unknown {
+		m.grants.set(q.grantKey(), nil, time.Now().Add(-m.cfg.GrantTTL))
+	}
+	m.catalog.add(q.repo, d.Digest, entry{size: d.Size})
+}

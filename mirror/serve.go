@@ -77,6 +77,7 @@ type pull struct {
 	kind   kind
 	repo   Repository
 	ref    reference
+	who    caller
 	// digest of what is served.
 	digest digest.Digest
 
@@ -106,6 +107,9 @@ func (m *Mirror) pulls(k kind, handle func(http.ResponseWriter, *http.Request, *
 		}
 		if err != nil {
 			miss := asMiss(err, k.unknownCode())
+			if p.who.auth == AuthorizeUpstream {
+				miss.relay(p.who.id == "")
+			}
 			p.status, p.reason, p.err = miss.httpStatus(), miss.reason, err
 			m.patient(w)
 			miss.write(w)
@@ -135,13 +139,20 @@ func (m *Mirror) admit(r *http.Request, p *pull) error {
 	if !m.registries.allowed(p.repo.Registry) {
 		return &miss{code: codeNameUnknown, reason: reasonRegistry, message: "this registry is not mirrored"}
 	}
-	if r.Header.Get("Authorization") != "" {
-		return &miss{reason: reasonCredentials, message: "requests with credentials are left to the registry"}
-	}
 	if p.repo.Name, err = parseName(vars["name"]); err != nil {
 		return &miss{code: codeNameInvalid, reason: reasonName, message: "invalid repository name", cause: err}
 	}
-	return p.identify(vars["ref"])
+	if err := p.identify(vars["ref"]); err != nil {
+		return err
+	}
+	p.who, err = m.callers.identify(p.repo, r.Header.Values("Authorization"))
+	return err
+}
+
+// question is one to upstream, about something in the request's repository, in
+// the caller's name.
+func (p *pull) question(ref reference) question {
+	return question{repo: p.repo, kind: p.kind, ref: ref, who: p.who}
 }
 
 // identify reads the reference; a blob has no tags.

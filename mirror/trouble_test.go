@@ -409,22 +409,22 @@ func TestSize(t *testing.T) {
 	repo := Repository{Registry: "docker.io", Name: "a"}
 	held := func(digest.Digest) (int64, int, error) { return 20, 1, nil }
 	for name, c := range map[string]struct {
-		known  entry
+		known  *entry
 		locate func(digest.Digest) (int64, int, error)
 		up     yes
 		want   string
 	}{
-		"manifest":            {known: entry{size: 10, confirmed: true}, locate: held, up: yes{30}, want: "10"},
-		"cluster":             {known: entry{confirmed: true}, locate: held, up: yes{30}, want: "20"},
-		"upstream":            {known: entry{confirmed: true}, up: yes{30}, want: "30"},
-		"nobody":              {known: entry{confirmed: true}},
+		"manifest":            {known: &entry{size: 10}, locate: held, up: yes{30}, want: "10"},
+		"cluster":             {known: &entry{}, locate: held, up: yes{30}, want: "20"},
+		"upstream":            {known: &entry{}, up: yes{30}, want: "30"},
+		"nobody":              {known: &entry{}},
 		"upstream, on asking": {up: yes{30}, want: "30"},
-		"absurd":              {known: entry{size: -5, confirmed: true}, up: yes{-1}},
+		"absurd":              {known: &entry{size: -5}, up: yes{-1}},
 	} {
 		tm := newMirror(t, &scripted{locate: c.locate}, c.up, nil, "docker.io")
-		if c.known.confirmed {
-			tm.grants.set(repo, true, time.Now())
-			tm.catalog.add(repo, aBlob, c.known)
+		if c.known != nil {
+			tm.grants.set(grantKey{repo: repo}, nil, time.Now())
+			tm.catalog.add(repo, aBlob, *c.known)
 		}
 		r := tm.do(t, http.MethodHead, "/v2/a/blobs/"+aBlob+"?ns=docker.io")
 		got := r.header.Get("Content-Length")
@@ -446,8 +446,6 @@ func TestMissesTellTheReason(t *testing.T) {
 		{upstream.ErrDenied, reasonDenied},
 		{fmt.Errorf("%w: %w", swarm.ErrUnavailable, upstream.ErrDenied), reasonDenied},
 		{swarm.ErrNotFound, reasonNotFound},
-		{permit{}.explain(swarm.ErrNotFound), reasonUpstream},
-		{permit{origin: true}.explain(swarm.ErrNotFound), reasonNotFound},
 		{fmt.Errorf("%w: %w", swarm.ErrUnavailable, errSlow), reasonSlow},
 		{fmt.Errorf("%w: %w", swarm.ErrUnavailable, errDown), reasonUpstream},
 		{errStalled, reasonSlow},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -34,7 +35,7 @@ func TestDenied(t *testing.T) {
 		node := new(cluster).join(t)
 		up := newClient(t, reg)
 		// Another mirror, with rights, brings the image to the node.
-		with := newMirror(t, node, up, nil, reg.name)
+		with := newMirror(t, node, up, asNode, reg.name)
 		targets := []string{
 			img.manifestURL(reg, "v1"), img.manifestURL(reg, img.desc.Digest.String()),
 			img.blobURL(reg, img.layers[0]), img.blobURL(reg, img.config),
@@ -45,7 +46,7 @@ func TestDenied(t *testing.T) {
 			}
 		}
 		reg.refuse("secret", status)
-		without := newMirror(t, node, up, nil, reg.name)
+		without := newMirror(t, node, up, asNode, reg.name)
 		reg.requests()
 		for _, target := range targets {
 			if r := without.do(t, http.MethodGet, target); r.status != http.StatusNotFound || r.reason() != reasonDenied {
@@ -56,7 +57,7 @@ func TestDenied(t *testing.T) {
 			t.Errorf("upstream was asked %d times about one repository: %q", len(got), got)
 		}
 		// An outage does not open what was refused. The refusal is old by now.
-		without.grants.set(Repository{Registry: reg.name, Name: "secret"}, false, time.Now().Add(-deniedFor))
+		without.grants.set(grantKey{repo: Repository{Registry: reg.name, Name: "secret"}}, upstream.ErrDenied, time.Now().Add(-deniedFor))
 		reg.answer(http.StatusBadGateway)
 		for _, target := range targets {
 			if r := without.do(t, http.MethodGet, target); r.status != http.StatusNotFound || r.reason() != reasonDenied {
@@ -65,7 +66,7 @@ func TestDenied(t *testing.T) {
 		}
 		// Rights that were withdrawn are noticed when the grant has aged.
 		reg.refuse("secret", status)
-		with.grants.set(Repository{Registry: reg.name, Name: "secret"}, true, time.Now().Add(-with.cfg.GrantTTL))
+		with.grants.set(grantKey{repo: Repository{Registry: reg.name, Name: "secret"}}, nil, time.Now().Add(-with.cfg.GrantTTL))
 		if r := with.do(t, http.MethodGet, targets[1]); r.status != http.StatusNotFound {
 			t.Errorf("withdrawn rights: %d", r.status)
 		}
@@ -98,9 +99,8 @@ func TestForeignDigest(t *testing.T) {
 	}
 }
 
-// TestOutageConfirmsNothing: what is served in an outage is not taken for
-// confirmed when upstream is back.
-func TestOutageConfirmsNothing(t *testing.T) {
+// TestForeignDigestInAnOutage is not to be had either, nor afterwards.
+func TestForeignDigestInAnOutage(t *testing.T) {
 	reg := newRegistry(t)
 	secret := reg.pushImage(t, "secret", "v1", 1000)
 	reg.pushImage(t, "public", "v1", 500)
@@ -110,8 +110,12 @@ func TestOutageConfirmsNothing(t *testing.T) {
 	tm.do(t, http.MethodGet, secret.blobURL(reg, secret.layers[0]))
 
 	reg.answer(http.StatusServiceUnavailable)
-	if r := tm.do(t, http.MethodGet, thief.manifestURL(reg, secret.desc.Digest.String())); r.status != http.StatusOK {
-		t.Fatalf("in the outage: %d", r.status) // the documented policy
+	for _, target := range []string{
+		thief.blobURL(reg, secret.layers[0]), thief.blobURL(reg, secret.config), thief.manifestURL(reg, secret.desc.Digest.String()),
+	} {
+		if r := tm.do(t, http.MethodGet, target); r.status != http.StatusNotFound {
+			t.Errorf("in the outage, %s: %d", target, r.status)
+		}
 	}
 	reg.guard(nil)
 	tm.oracle.mark(reg.name, true)
@@ -127,11 +131,11 @@ func TestOutageConfirmsNothing(t *testing.T) {
 	}
 }
 
-// TestCredentialsAreRefused: and appear nowhere.
+// TestCredentialsAreRefused where the node's own count; and appear nowhere.
 func TestCredentialsAreRefused(t *testing.T) {
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 100)
-	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), nil, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), asNode, reg.name)
 	for _, target := range []string{img.manifestURL(reg, "v1"), img.blobURL(reg, img.layers[0])} {
 		tm.do(t, http.MethodGet, target)
 		for _, auth := range []string{"Bearer hunter2", "Basic aHVudGVyMg==", "x"} {
@@ -148,7 +152,8 @@ func TestCredentialsAreRefused(t *testing.T) {
 	}
 }
 
-// TestNotAManifest: a layer is not to be had as a manifest in an outage.
+// TestNotAManifest: a layer is not to be had as a manifest, whatever upstream
+// says of it.
 func TestNotAManifest(t *testing.T) {
 	layer := []byte("\x1f\x8b not a manifest")
 	d := digest.FromBytes(layer)
@@ -156,10 +161,8 @@ func TestNotAManifest(t *testing.T) {
 	if _, _, err := node.Small(t.Context(), d, maxManifest, func(ctx context.Context) ([]byte, error) { return layer, nil }); err != nil {
 		t.Fatal(err)
 	}
-	reg := newRegistry(t)
-	reg.answer(http.StatusInternalServerError)
-	tm := newMirror(t, node, newClient(t, reg), nil, reg.name)
-	if r := tm.do(t, http.MethodGet, "/v2/a/manifests/"+d.String()+"?ns="+reg.name); r.status != http.StatusNotFound || r.reason() != reasonNotManifest {
+	tm := newMirror(t, node, yes{}, nil, "docker.io")
+	if r := tm.do(t, http.MethodGet, "/v2/a/manifests/"+d.String()+"?ns=docker.io"); r.status != http.StatusNotFound || r.reason() != reasonNotManifest {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }
@@ -217,7 +220,7 @@ func TestTagOfTheCluster(t *testing.T) {
 			return bytes.Clone(body), swarm.SourcePeers, nil
 		},
 	}, up, nil, "docker.io")
-	tm.grants.set(Repository{Registry: "docker.io", Name: "a"}, true, time.Now())
+	tm.grants.set(grantKey{repo: Repository{Registry: "docker.io", Name: "a"}}, nil, time.Now())
 	// containerd's order.
 	for _, c := range []struct{ method, ref string }{{http.MethodHead, "latest"}, {http.MethodGet, d.String()}, {http.MethodGet, "latest"}} {
 		if r := tm.do(t, c.method, "/v2/a/manifests/"+c.ref+"?ns=docker.io"); r.status != http.StatusOK {
