@@ -27,7 +27,7 @@ type serveCmd struct {
 	ContainerdSocket string `group:"Storage" default:"/run/containerd/containerd.sock" placeholder:"PATH" help:"containerd's socket; what containerd holds is shared from where it lies. Empty: no containerd on this machine. Default: ${default}."`
 	ContainerdRoot   string `group:"Storage" placeholder:"DIR" help:"Directory of containerd's content store, if this process sees it elsewhere than containerd does."`
 
-	MirrorAddr    string   `group:"Network" default:"127.0.0.1:6500" placeholder:"ADDR" help:"Where containerd's requests are answered. Whoever reaches it may pull what this node may. Default: ${default}."`
+	MirrorAddr    string   `group:"Network" default:"127.0.0.1:6500" placeholder:"ADDR" help:"Where containerd's requests are answered, for clients on this node only. Default: ${default}."`
 	ControlAddr   string   `group:"Network" default:":6501" placeholder:"ADDR" help:"Where other nodes' requests are answered, TCP. Default: ${default}."`
 	WireAddr      string   `group:"Network" default:":6502" placeholder:"ADDR" help:"Where pieces are traded with other nodes, TCP. Default: ${default}."`
 	GossipAddr    string   `group:"Network" default:":6503" placeholder:"ADDR" help:"Where nodes tell each other who is alive, TCP and UDP. Default: ${default}."`
@@ -42,7 +42,12 @@ type serveCmd struct {
 	DefaultRegistry  string            `group:"Registries" placeholder:"HOST" help:"Registry that is meant by requests that name none. containerd always names it, some other clients do not."`
 	InsecureRegistry []string          `group:"Registries" sep:"," placeholder:"HOST" help:"Registry that is spoken to over plain http, exactly as image names spell it; repeatable."`
 	RegistryCA       map[string]string `group:"Registries" mapsep:"," placeholder:"HOST=FILE" help:"PEM file with the authorities of a registry, beside the system's; repeatable."`
-	DockerConfig     string            `group:"Registries" placeholder:"FILE" help:"config.json with this node's credentials for registries. Default: anonymous."`
+	DockerConfig     string            `group:"Registries" placeholder:"FILE" help:"config.json with this node's credentials, for registries with --authorization node or none. Default: anonymous."`
+
+	Authorization map[string]string `group:"Authorization" mapsep:"," placeholder:"HOST=WHOSE" help:"Whose right to pull from a registry counts, HOST spelled like --registry; repeatable. upstream: each caller's own, by the credential it brings (a pod's pull secret) or none. node: this node's, for every caller. none: nobody's, every caller is served. Default: upstream."`
+	GrantTTL      time.Duration     `group:"Authorization" name:"grant-ttl" default:"5m" placeholder:"TIME" help:"How long a registry's consent to a caller is believed before it is asked again. Default: ${default}."`
+	OnOutage      string            `group:"Authorization" enum:"allow-recent,deny" default:"allow-recent" placeholder:"POLICY" help:"Who is served while a registry does not answer: whom it let in within --outage-grace, and everybody with what anybody may pull (allow-recent); or whom it let in within --grant-ttl (deny). Default: ${default}."`
+	OutageGrace   time.Duration     `group:"Authorization" default:"24h" placeholder:"TIME" help:"How old consent may be that --on-outage allow-recent goes by. Default: ${default}."`
 
 	TagTTL            time.Duration `group:"Behaviour" name:"tag-ttl" default:"10s" placeholder:"TIME" help:"How long a tag is believed before the registry is asked again. Default: ${default}."`
 	HoldUntilVerified bool          `group:"Behaviour" help:"Send nothing of a blob before all of it is verified. Slower; by default only the end is held back."`
@@ -121,6 +126,7 @@ func (c *serveCmd) config() (node.Config, error) {
 		CertsDir: c.CertsDir, InsecurePeers: c.InsecurePeers,
 		Registries: c.Registry, DefaultRegistry: c.DefaultRegistry,
 		InsecureRegistries: c.InsecureRegistry, RegistryCAs: c.RegistryCA, DockerConfig: c.DockerConfig,
+		Authorization: c.Authorization, GrantTTL: c.GrantTTL, OnOutage: c.OnOutage, OutageGrace: c.OutageGrace,
 		ContainerdSocket: c.ContainerdSocket, ContainerdRoot: c.ContainerdRoot,
 		CacheSize: int64(c.CacheSize), DiskReserve: int64(c.DiskReserve),
 		TagTTL: c.TagTTL, HoldUntilVerified: c.HoldUntilVerified, Drain: c.Drain,

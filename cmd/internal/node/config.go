@@ -3,13 +3,17 @@ package node
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/shoal-dev/shoal/mirror"
 )
 
 // Config of a node. Addresses are host:port to listen on; an empty host means
@@ -25,8 +29,9 @@ type Config struct {
 	// process can use it. Required.
 	DataDir string
 
-	// MirrorAddr serves containerd. Anyone who can reach it can pull what the
-	// node can pull, so it should be a loopback address. Required.
+	// MirrorAddr serves containerd. Its clients send passwords in the clear,
+	// and with Authorization node or none anyone who can reach it can pull
+	// what the node can pull: it should be a loopback address. Required.
 	MirrorAddr string
 	// ControlAddr, WireAddr and GossipAddr serve the other nodes. Required.
 	ControlAddr, WireAddr, GossipAddr string
@@ -58,8 +63,18 @@ type Config struct {
 	// RegistryCAs maps a registry to a PEM file with its authorities.
 	RegistryCAs map[string]string
 	// DockerConfig is the path of a config.json with credentials for
-	// registries. Empty: anonymous.
+	// registries of Authorization node or none. Empty: anonymous.
 	DockerConfig string
+	// Authorization says whose right to pull counts, by registry or glob:
+	// upstream (the default), node or none, see package mirror.
+	Authorization map[string]string
+	// GrantTTL is how long a registry's consent is believed. 0: 5 min.
+	GrantTTL time.Duration
+	// OnOutage is who is served while a registry does not answer: allow-recent
+	// or deny. Empty: allow-recent, which goes by consent not older than
+	// OutageGrace. 0: a day.
+	OnOutage    string
+	OutageGrace time.Duration
 
 	// ContainerdSocket is the path of containerd's socket. Empty: the node
 	// works from its own store alone.
@@ -132,6 +147,7 @@ func (c Config) Validate() error {
 			bad("docker-config: %w", err)
 		}
 	}
+	c.validateAuthorization(bad)
 	if c.ContainerdRoot != "" && c.ContainerdSocket == "" {
 		bad("containerd-root: of no use without containerd-socket")
 	}
@@ -148,6 +164,34 @@ func (c Config) Validate() error {
 		bad("drain: %s: must not be negative", c.Drain)
 	}
 	return errors.Join(errs...)
+}
+
+// validateAuthorization checks what says who may pull.
+func (c Config) validateAuthorization(bad func(string, ...any)) {
+	useful := false // of the node's credentials
+	for _, host := range slices.Sorted(maps.Keys(c.Authorization)) {
+		switch mirror.Authorization(c.Authorization[host]) {
+		case mirror.AuthorizeUpstream:
+		case mirror.AuthorizeNode, mirror.AuthorizeNone:
+			useful = true
+		default:
+			bad("authorization: %s: %q: want upstream, node or none", host, c.Authorization[host])
+		}
+	}
+	if c.DockerConfig != "" && !useful {
+		bad("docker-config: of no use: no registry has authorization node, which lets every pod pull with the node's credentials")
+	}
+	switch mirror.Outage(c.OnOutage) {
+	case "", mirror.OutageAllowRecent, mirror.OutageDeny:
+	default:
+		bad("on-outage: %q: want allow-recent or deny", c.OnOutage)
+	}
+	if c.GrantTTL < 0 {
+		bad("grant-ttl: %s: must not be negative", c.GrantTTL)
+	}
+	if c.OutageGrace < 0 {
+		bad("outage-grace: %s: must not be negative", c.OutageGrace)
+	}
 }
 
 // validateAddrs checks the addresses to listen on, and that no two are the

@@ -260,9 +260,14 @@ func (n *Node) openMirror() error {
 	}
 	n.upstream = up
 	n.undo = append(n.undo, func() error { up.Close(); return nil })
+	auth := make(map[string]mirror.Authorization, len(c.Authorization))
+	for host, whose := range c.Authorization {
+		auth[host] = mirror.Authorization(whose)
+	}
 	m, err := mirror.New(mirror.Config{
 		Swarm: n.swarm, Upstream: mirror.FromClient(up),
 		Registries: c.Registries, DefaultRegistry: c.DefaultRegistry, Hold: c.HoldUntilVerified,
+		Authorization: auth, GrantTTL: c.GrantTTL, Outage: mirror.Outage(c.OnOutage), OutageGrace: c.OutageGrace,
 		Log: part(c.Log, "mirror"), Registerer: n.registry,
 	})
 	if err != nil {

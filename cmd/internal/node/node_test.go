@@ -324,11 +324,11 @@ func TestCloseWithoutRun(t *testing.T) {
 
 func TestNewCleansUpAfterFailure(t *testing.T) {
 	c := config(t, "one", newOrigin(t, 1))
-	c.DockerConfig = filepath.Join(t.TempDir(), "none")
+	c.DockerConfig, c.Authorization = filepath.Join(t.TempDir(), "none"), map[string]string{"*": "node"}
 	if _, err := New(c); err == nil {
 		t.Fatal("no error for a missing docker config")
 	}
-	c.DockerConfig = ""
+	c.DockerConfig, c.Authorization = "", nil
 	c.Registries = []string{"bad host"}
 	if _, err := New(c); err == nil || !strings.Contains(err.Error(), "registries: ") {
 		t.Fatalf("error %v", err)
@@ -385,6 +385,11 @@ func TestValidate(t *testing.T) {
 		"port twice":           {func(c *Config) { c.WireAddr, c.ControlAddr = ":1", ":1" }, "wire-addr: :1 is control-addr already"},
 		"no certificates":      {func(c *Config) { c.InsecurePeers = false }, "certs-dir: required"},
 		"both":                 {func(c *Config) { c.CertsDir = "x" }, "insecure-peers: contradicts"},
+		"useless credentials":  {func(c *Config) { c.DockerConfig = "/dev/null" }, "docker-config: of no use"},
+		"whose right":          {func(c *Config) { c.Authorization = map[string]string{"r.test": "pod"} }, `authorization: r.test: "pod"`},
+		"outage":               {func(c *Config) { c.OnOutage = "allow" }, `on-outage: "allow"`},
+		"negative grant":       {func(c *Config) { c.GrantTTL = -1 }, "grant-ttl: "},
+		"negative grace":       {func(c *Config) { c.OutageGrace = -1 }, "outage-grace: "},
 		"no registry":          {func(c *Config) { c.Registries = nil }, "registry: required"},
 		"negative size":        {func(c *Config) { c.CacheSize = -1 }, "cache-size: -1"},
 		"negative time":        {func(c *Config) { c.TagTTL = -1 }, "tag-ttl: "},
