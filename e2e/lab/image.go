@@ -244,6 +244,9 @@ func (r *Registry) send(ctx context.Context, method, to, contentType string, bod
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
+	if r.Authorization != "" {
+		req.Header.Set("Authorization", r.Authorization)
+	}
 	resp, err := r.client.Do(req)
 	if err != nil {
 		return "", err

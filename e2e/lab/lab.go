@@ -45,6 +45,10 @@ type Config struct {
 	BuildShoal bool
 	// ShoalArgs are further arguments of every `shoal serve`.
 	ShoalArgs []string
+	// RegistryAuth is the auth section of the registry's configuration, in
+	// YAML. Empty: the registry gives everything to everybody. [Lab.Push] then
+	// needs [Registry.Authorization].
+	RegistryAuth string
 	// Log tells of steps that take time.
 	Log zerolog.Logger
 }

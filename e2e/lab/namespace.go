@@ -174,6 +174,19 @@ func (m *Machine) DialContext(ctx context.Context, network, address string) (net
 	return conn, err
 }
 
+// Listen listens within the machine, for a test's own servers. The address must
+// be numeric.
+func (m *Machine) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	var l net.Listener
+	err := m.inside(func() error {
+		var err error
+		var c net.ListenConfig
+		l, err = c.Listen(ctx, network, address)
+		return err
+	})
+	return l, err
+}
+
 // Client is an HTTP client that speaks from within the machine. Addresses must
 // be numeric. Close its idle connections after use.
 func (m *Machine) Client() *http.Client {

@@ -239,10 +239,19 @@ func (n *Node) SetHosts(toml string) error {
 // Pull pulls an image through CRI, as the kubelet does, and returns how long it
 // took, unpacking included.
 func (n *Node) Pull(ctx context.Context, ref string) (time.Duration, error) {
+	return n.pull(ctx, ref, nil)
+}
+
+// PullAs is Pull with a pod's pull secret, as the kubelet passes it on.
+func (n *Node) PullAs(ctx context.Context, ref, user, password string) (time.Duration, error) {
+	return n.pull(ctx, ref, &cri.AuthConfig{Username: user, Password: password})
+}
+
+func (n *Node) pull(ctx context.Context, ref string, auth *cri.AuthConfig) (time.Duration, error) {
 	// The library logs what it returns.
 	ctx = klog.NewContext(ctx, logr.Discard())
 	start := time.Now()
-	_, err := n.cri.PullImage(ctx, &cri.ImageSpec{Image: ref}, nil, nil)
+	_, err := n.cri.PullImage(ctx, &cri.ImageSpec{Image: ref}, auth, nil)
 	took := time.Since(start)
 	if err != nil {
 		return took, fmt.Errorf("pull %s on %s: %w", ref, n.Name, err)

@@ -29,6 +29,8 @@ type Registry struct {
 	*Machine
 	// Process is the server.
 	Process *Process
+	// Authorization is the header with which images are pushed.
+	Authorization string
 
 	start  func() (*Process, error)
 	dir    string
@@ -80,7 +82,7 @@ http:
     addr: 127.0.0.1:%s
     prometheus:
       enabled: true
-`, r.dir, registryPort, registryDebugPort)
+%s`, r.dir, registryPort, registryDebugPort, l.cfg.RegistryAuth)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("set up registry: %w", err)
 	}
