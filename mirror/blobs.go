@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -124,6 +125,10 @@ func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Downlo
 	// In the caller's name: its credential is held for as long as the download
 	// lasts. A later caller that joins in brings its own, which then counts.
 	origin := p.who.up.Origin(p.repo, p.digest, p.size)
+	if p.who.id != "" {
+		p.ended = make(chan error, 1)
+		origin = mortal{origin, p.ended}
+	}
 	lazy := rg.closed && rg.n <= lazyRange && rg.n < p.size
 	if lazy && !m.cfg.Hold && !m.oracle.silent(p.repo.Registry) {
 		// Whatever upstream has against it, the cluster may do better.
@@ -142,6 +147,24 @@ func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Downlo
 		return nil, err
 	}
 	return dl, nil
+}
+
+// mortal is an origin whose credential may end during the download. It tells,
+// so that the client can come back with a new one.
+type mortal struct {
+	swarm.Origin
+	ended chan<- error
+}
+
+func (o mortal) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	body, err := o.Origin.Open(ctx, off, n)
+	if errors.Is(err, upstream.ErrDenied) {
+		select {
+		case o.ended <- err:
+		default: // told already
+		}
+	}
+	return body, err
 }
 
 // describeBlob sets the headers of a whole or partial answer.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -21,7 +22,7 @@ var errStalled = errors.New("download stalled")
 // end, with FIN, and containerd asks for the rest.
 func (m *Mirror) deliver(w http.ResponseWriter, r *http.Request, p *pull, dl swarm.Download, rg byteRange) error {
 	ctx, cancel := context.WithCancelCause(r.Context())
-	d := &delivery{m: m, w: w, dl: dl, ctx: ctx, left: rg.n}
+	d := &delivery{m: m, w: w, dl: dl, ctx: ctx, left: rg.n, ended: p.ended}
 	d.body = dl.NewReader(ctx, rg.off, rg.n)
 	buf := m.buffer(rg.n)
 	watched := make(chan struct{})
@@ -92,6 +93,12 @@ func (m *Mirror) cut(r *http.Request, p *pull, err error) {
 	case r.Context().Err() != nil, errors.As(err, &gone):
 		p.reason = reasonClient
 		return
+	case p.who.id != "" && errors.Is(err, upstream.ErrDenied):
+		// The caller's credential has ended in mid-blob, as tokens do. With a
+		// new one the client goes on here; with the same one it hears why not.
+		p.reason = reasonCutDenied
+		m.heard(p.question(p.ref), swarm.Descriptor{}, err)
+		return
 	case errors.Is(err, errStalled):
 		p.reason = reasonCutStalled
 	default:
@@ -109,6 +116,8 @@ type delivery struct {
 	body io.ReadCloser
 	sent int64
 	left int64
+	// ended tells that the caller's credential has.
+	ended <-chan error
 
 	reading atomic.Bool  // waiting for the download, not for the client
 	reads   atomic.Int64 // reads that returned
@@ -177,8 +186,8 @@ func (d *delivery) copy(c chunk, buf []byte) error {
 	}
 }
 
-// watch ends the delivery when it has waited for StallTimeout and the
-// download has brought in nothing meanwhile. A reader that waits for the next
+// watch ends the delivery when the caller's credential has ended, or when it has
+// waited for StallTimeout and the download has brought in nothing meanwhile. A reader that waits for the next
 // piece of a download that is busy with others is not stalled.
 func (d *delivery) watch(cancel context.CancelCauseFunc) {
 	tick := time.NewTicker(max(d.m.cfg.StallTimeout/8, time.Millisecond))
@@ -187,6 +196,9 @@ func (d *delivery) watch(cancel context.CancelCauseFunc) {
 	for {
 		select {
 		case <-d.ctx.Done():
+			return
+		case err := <-d.ended:
+			cancel(err)
 			return
 		case now := <-tick.C:
 			st := d.dl.Stats()

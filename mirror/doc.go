@@ -21,7 +21,8 @@
 // before the first byte is a 404 with an error body of the specification,
 // whose detail names the reason, as does shoal_mirror_fallbacks_total. That
 // holds for malformed names too: upstream may know better. The exceptions are
-// the Range answers above, and 405 for methods that write.
+// the Range answers above, 405 for methods that write, and what upstream answers
+// to a caller whom it refuses: 401 with its challenges, or 403.
 //
 // A failure in mid-body closes the connection before the promised
 // Content-Length, with FIN. containerd then asks for the rest; that request is
@@ -30,15 +31,31 @@
 //
 // # Who may have what
 //
-// A request with an Authorization header is left to the registry. All others
-// are served in the name of the node: upstream must have shown, with the
-// credentials of the node or none, that it lets this node pull from the
-// repository ([Config].GrantTTL is how long that is believed), and that the
-// digest belongs to the repository, by a HEAD or by a manifest of it that names
-// the digest. A 401 or 403 upstream is a 404 here, whatever is in the cache.
-// While upstream does not answer, content that the cluster has is served all
-// the same, marked offline in the log and counted in
-// shoal_mirror_degraded_total, unless upstream's last word was no.
+// Upstream must have shown two things, whatever is in the cache: that it lets
+// the caller pull from the repository ([Config].GrantTTL is how long that is
+// believed), and that the digest belongs to the repository, by a HEAD or by a
+// manifest of it that names the digest. Who the caller is, [Config].Authorization
+// says for each registry:
+//
+//   - [AuthorizeUpstream]: whoever the Authorization header says, or else nobody
+//     in particular. The header goes to that registry as it is, with a HEAD for
+//     the permission and with the ranges that the caller's own download fetches.
+//     A refusal is passed on with upstream's challenges, so that the client comes
+//     back with what its pod's pull secret gets it. Decisions are kept by a keyed
+//     hash of credential, registry and repository; the credential itself lives as
+//     long as the request, and as the download that it started or joined.
+//   - [AuthorizeNode]: the node, with its own credentials. Requests with others
+//     are left to the registry, and a 401 or 403 upstream is a 404 here.
+//   - [AuthorizeNone]: the same, except that upstream is not asked whether the
+//     node may pull.
+//
+// While upstream does not answer, [Config].Outage says what becomes of those
+// whom it let in longer ago; unless its last word was no, which stands. Callers
+// without credentials also go by the cluster's memory of what others of their
+// kind were given: references that they resolve are kept by the swarm as tags
+// are, those of other callers apart from them. What is served without upstream's
+// fresh word is marked offline in the log and counted in
+// shoal_mirror_degraded_total.
 //
 // ns is hostile: it selects among the registries that are configured, is never
 // an address or localhost unless configured as such, and becomes a metric

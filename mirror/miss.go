@@ -39,6 +39,7 @@ const (
 	reasonFailed      = "failed"             // the download failed before the first byte
 	reasonCutStalled  = "cut_stalled"        // nothing came for StallTimeout: body cut
 	reasonCutFailed   = "cut_failed"         // the download failed in mid-body: body cut
+	reasonCutDenied   = "cut_denied"         // the caller's credential ended in mid-body: body cut
 	reasonClient      = "client"             // the client went away, or stopped reading
 )
 

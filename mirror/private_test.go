@@ -1,10 +1,13 @@
 package mirror
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -354,6 +357,61 @@ func (tm *testMirror) metrics(t *testing.T) string {
 		b.WriteString(f.String())
 	}
 	return b.String()
+}
+
+// TestTokenEnds: a token that ends in the middle of a blob costs the client one
+// more request, with a new token, and nothing is fetched twice.
+func TestTokenEnds(t *testing.T) {
+	k := newKeeper(t, false)
+	img := k.reg.pushImage(t, "private/app", "v1", 8<<20)
+	layer := img.layers[0]
+	reading := make(chan struct{}) // the client has the first byte
+	var once sync.Once
+	k.reg.guard(func(w http.ResponseWriter, r *http.Request) bool {
+		var from int64
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err == nil && from > layer.Size/2 {
+			<-reading
+			once.Do(func() {
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				clear(k.tokens)
+			})
+		}
+		return k.admit(w, r)
+	})
+	tm := k.mirror(t, new(cluster).join(t), nil)
+	p := pod()
+	p.get(t, tm, http.MethodHead, img.manifestURL(k.reg, "v1"))
+	conn := dialRaw(t, tm, "GET "+img.blobURL(k.reg, layer)+" HTTP/1.1\r\nHost: x\r\nAuthorization: "+p.authorization+"\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	got := make([]byte, 1)
+	if _, err := io.ReadFull(resp.Body, got); err != nil {
+		t.Fatal(err)
+	}
+	close(reading)
+	more, err := io.ReadAll(resp.Body) // it ends early, with FIN
+	got = append(got, more...)
+	if !errors.Is(err, io.ErrUnexpectedEOF) || int64(len(got)) >= layer.Size {
+		t.Fatalf("%d bytes, %v: the token did not end", len(got), err)
+	}
+	rest := "bytes=" + fmt.Sprint(len(got)) + "-"
+	if r := tm.do(t, http.MethodGet, img.blobURL(k.reg, layer), "Range", rest, "Authorization", p.authorization); r.status != http.StatusUnauthorized {
+		t.Errorf("the token that ended: %d", r.status)
+	}
+	p.authorization = ""
+	r := p.get(t, tm, http.MethodGet, img.blobURL(k.reg, layer), "Range", rest)
+	if got = append(got, r.body...); r.status != http.StatusPartialContent || !bytes.Equal(got, img.content[layer.Digest]) {
+		t.Errorf("the rest: %d, %d bytes, %v", r.status, len(r.body), r.err)
+	}
+	if n := tm.counted(t, "shoal_mirror_fallbacks_total", "reason", reasonCutDenied); n != 1 {
+		t.Errorf("%v bodies cut", n)
+	}
+	if copies := float64(k.blobBytes.Load()) / float64(layer.Size); copies > 1.3 {
+		t.Errorf("%.2f copies left the registry", copies)
+	}
 }
 
 // TestRightsEnd: a decision holds for GrantTTL and no longer, for the caller

@@ -81,6 +81,10 @@ type pull struct {
 	// digest of what is served.
 	digest digest.Digest
 
+	// ended tells that upstream refuses the caller's credential by now; nil if
+	// it has none.
+	ended chan error
+
 	status  int
 	sent    int64 // bytes of the body
 	size    int64 // bytes of the whole content

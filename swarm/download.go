@@ -87,7 +87,8 @@ type download struct {
 
 	mu       sync.Mutex
 	origin   Origin
-	refs     int // handles, and one for run
+	renewed  chan struct{} // closed when origin is replaced
+	refs     int           // handles, and one for run
 	idleFrom time.Time
 	err      error
 	tor      *engine.Torrent
@@ -118,6 +119,7 @@ func (n *Node) newDownload(r Request) (*download, error) {
 		whole:    make(chan struct{}),
 		gone:     make(chan struct{}),
 		starved:  make(chan struct{}, 1),
+		renewed:  make(chan struct{}),
 		leases:   map[uint64]lease{},
 		vouchers: map[int]string{},
 		doubted:  map[int]tracker.PieceSum{},

@@ -19,6 +19,11 @@ const (
 	// helpRun is how much a download fetches by itself at a time, in bytes,
 	// before it looks again whether the swarm moves.
 	helpRun = 4 << 20
+	// renewalWait is how long a lease waits for other credentials when the
+	// registry refuses those at hand: a client's request for a new token and
+	// its next one here, and less than a lease may stand still
+	// (tracker.Params.LeaseTimeout, a third of it near the end).
+	renewalWait = 1500 * time.Millisecond
 )
 
 // lease is one that is being worked off.
@@ -152,13 +157,7 @@ func (d *download) work(ctx context.Context, l tracker.Lease) error {
 // origin.
 func (d *download) opener(source string) (func(ctx context.Context, off, n int64) (io.ReadCloser, error), error) {
 	if source == "" {
-		d.mu.Lock()
-		o := d.origin
-		d.mu.Unlock()
-		if o == nil {
-			return nil, fmt.Errorf("open origin: none known: %w", ErrUnavailable)
-		}
-		return o.Open, nil
+		return d.openOrigin, nil
 	}
 	m, ok := d.n.member(source)
 	if !ok || d.n.suspect(source) {
@@ -167,6 +166,33 @@ func (d *download) opener(source string) (func(ctx context.Context, off, n int64
 	return func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		return d.n.peers.blob(ctx, m, d.id.Digest, off, n)
 	}, nil
+}
+
+// openOrigin opens a range at the origin, in the name of the newest caller. If
+// that one's credentials are refused, which is how tokens end, it waits for the
+// next.
+func (d *download) openOrigin(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	late := time.NewTimer(renewalWait)
+	defer late.Stop()
+	for {
+		d.mu.Lock()
+		o, renewed := d.origin, d.renewed
+		d.mu.Unlock()
+		if o == nil {
+			return nil, fmt.Errorf("open origin: none known: %w", ErrUnavailable)
+		}
+		body, err := o.Open(ctx, off, n)
+		if !errors.Is(err, ErrDenied) {
+			return body, err
+		}
+		select {
+		case <-renewed:
+		case <-late.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // readPieces reads pieces [from, to) off r and stores and announces each that

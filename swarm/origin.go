@@ -20,6 +20,9 @@ var (
 	// ErrUnavailable says that the source cannot answer now (connection
 	// refused, 5xx, rate limit, time-out); another source may.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrDenied says that the registry refuses the credentials that it was
+	// shown. Those of another caller may do.
+	ErrDenied = errors.New("denied by the registry")
 )
 
 // Origin is where one blob's bytes come from when no node of the cluster has
@@ -29,8 +32,8 @@ type Origin interface {
 	// Open streams n bytes of the blob from offset off. The reader yields
 	// exactly n bytes, or fails; retries and resumption are its business.
 	// When the registry ignores ranges and [off, off+n) is not the whole
-	// blob, the error wraps ErrNoRange. Closing the reader, or cancelling
-	// ctx, stops the transfer.
+	// blob, the error wraps ErrNoRange; when it refuses the credentials,
+	// ErrDenied. Closing the reader, or cancelling ctx, stops the transfer.
 	Open(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
 

@@ -32,6 +32,7 @@ func (d *download) finish(err error) {
 	default:
 	}
 	d.err = err
+	d.origin = nil // somebody's credentials, of no use any more
 	close(d.whole)
 	switch {
 	case err == nil:
@@ -131,9 +132,15 @@ func (d *download) take(o Origin) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.refs++
-	if o != nil {
-		// The newest caller's credentials are the likeliest to be valid.
-		d.origin = o
+	select {
+	case <-d.whole:
+	default:
+		if o != nil {
+			// The newest caller's credentials are the likeliest to be valid.
+			d.origin = o
+			close(d.renewed)
+			d.renewed = make(chan struct{})
+		}
 	}
 }
 

@@ -1,13 +1,14 @@
 // Package upstream is the client side of the origin registries: it resolves
 // tags, reads manifests, and streams byte ranges of blobs, with the
-// credentials of this node.
+// credentials of this node, with none, or with somebody else's.
 //
 // # Use
 //
 // One [Client] serves all registries. [Client.Head] and [Client.Manifest]
 // answer what a tag or digest is; [Client.Blob] returns a [Blob], which is a
 // [github.com/shoal-dev/shoal/swarm.Origin]: its Open streams exactly the
-// range that was asked for, or fails. Failures are an [*Error]; its kind is
+// range that was asked for, or fails. [Client.Anonymous] and [Client.As] make
+// clients that speak in other names than the node's. Failures are an [*Error]; its kind is
 // tested with errors.Is against [ErrDenied], [ErrRateLimited], [ErrInvalid]
 // and the sentinels of package swarm.
 //
@@ -54,6 +55,12 @@
 //     is itself insecure, and there to itself or to another host in
 //     Config.Insecure). A redirect elsewhere travels without them, also if it
 //     comes back. Token services may not redirect.
+//   - Somebody else's Authorization header (As) goes to one registry, as it is,
+//     and to no token service. Its challenges, and those that were met without
+//     credentials, come back in [Error].Challenges for whoever has the password.
+//     They are written anew from what was understood: Bearer and Basic only, and
+//     with realms under the rules here, with addresses checked at that moment,
+//     since the client will resolve the name again.
 //   - Redirects and realms could aim at services that only this node can
 //     reach. Loopback, link-local (cloud metadata), unspecified and multicast
 //     addresses are refused after name resolution, at the time of dialing,

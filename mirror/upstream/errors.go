@@ -23,7 +23,7 @@ import (
 var (
 	// ErrDenied: the registry answers 401 or 403; this node, with the
 	// credentials it has, may not pull there.
-	ErrDenied = errors.New("denied by the registry")
+	ErrDenied = swarm.ErrDenied
 	// ErrRateLimited: the registry answers 429. Such errors also wrap
 	// swarm.ErrUnavailable.
 	ErrRateLimited = errors.New("rate limited by the registry")
@@ -168,6 +168,9 @@ func (k task) status(resp *http.Response, now time.Time) *Error {
 	e.Status = resp.StatusCode
 	e.Code = errorCode(resp)
 	switch s := resp.StatusCode; {
+	case k.token && s >= 400 && s < 500 && s != http.StatusRequestTimeout && s != http.StatusTooManyRequests:
+		// Whatever a token service has against the request: there is no token.
+		e.kind = ErrDenied
 	case s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusUnavailableForLegalReasons:
 		e.kind = ErrDenied
 	case s == http.StatusNotFound, s == http.StatusGone:
