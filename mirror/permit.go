@@ -155,7 +155,7 @@ func (m *Mirror) withoutAnswer(last standing, denial, err error) error {
 		return err
 	case last == wasDenied:
 		// An outage opens nothing.
-		return fmt.Errorf("%w, and no answer since: %v", denial, err)
+		return fmt.Errorf("%w, and no answer since: %w", denial, err)
 	}
 	return nil
 }

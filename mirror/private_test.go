@@ -387,13 +387,13 @@ func TestTokenEnds(t *testing.T) {
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%v, %v", resp, err)
 	}
-	got := make([]byte, 1)
-	if _, err := io.ReadFull(resp.Body, got); err != nil {
+	var first [1]byte
+	if _, err := io.ReadFull(resp.Body, first[:]); err != nil {
 		t.Fatal(err)
 	}
 	close(reading)
 	more, err := io.ReadAll(resp.Body) // it ends early, with FIN
-	got = append(got, more...)
+	got := append(first[:], more...)
 	if !errors.Is(err, io.ErrUnexpectedEOF) || int64(len(got)) >= layer.Size {
 		t.Fatalf("%d bytes, %v: the token did not end", len(got), err)
 	}
