@@ -160,12 +160,18 @@ func (o mortal) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	body, err := o.Origin.Open(ctx, off, n)
 	if errors.Is(err, upstream.ErrDenied) {
 		select {
-		case o.ended <- err:
+		case o.ended <- &endedError{err}:
 		default: // told already
 		}
 	}
 	return body, err
 }
+
+// endedError is upstream's refusal of a credential that it accepted before.
+type endedError struct{ err error }
+
+func (e *endedError) Error() string { return "credential ended: " + e.err.Error() }
+func (e *endedError) Unwrap() error { return e.err }
 
 // describeBlob sets the headers of a whole or partial answer.
 func describeBlob(h http.Header, d digest.Digest, rg byteRange, size int64) (status int) {

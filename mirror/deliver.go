@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
 
@@ -89,11 +88,12 @@ func (m *Mirror) buffer(n int64) *[]byte {
 func (m *Mirror) cut(r *http.Request, p *pull, err error) {
 	p.err = err
 	var gone *clientError
+	var ended *endedError
 	switch {
 	case r.Context().Err() != nil, errors.As(err, &gone):
 		p.reason = reasonClient
 		return
-	case p.who.id != "" && errors.Is(err, upstream.ErrDenied):
+	case errors.As(err, &ended):
 		// The caller's credential has ended in mid-blob, as tokens do. With a
 		// new one the client goes on here; with the same one it hears why not.
 		p.reason = reasonCutDenied
