@@ -66,6 +66,9 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, p *pull) error {
 		return err
 	}
 	defer dl.Close()
+	if !rg.partial || rg.n > lazyRange {
+		defer m.ahead(ctx, p)()
+	}
 	return m.deliver(w, r, p, dl, rg)
 }
 

@@ -33,6 +33,9 @@ type entry struct {
 	// mediaType of a manifest whose content was seen and verified; empty for
 	// all else. The size is the content's own then.
 	mediaType string
+	// layers are those of the image that it is a layer of, itself among them,
+	// with digests and sizes only. All of them share the slice.
+	layers []ocispec.Descriptor
 }
 
 // catalog remembers sizes and membership of the digests of repositories. It is
@@ -59,13 +62,17 @@ func (c *catalog) get(r Repository, d digest.Digest) (entry, bool) {
 }
 
 // add merges what was learned into what is known: a verified manifest's size
-// and type stay.
+// and type stay, and the image that was seen last.
 func (c *catalog) add(r Repository, d digest.Digest, e entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := catalogKey{r, d}
-	if old, ok := c.c.Get(k); ok && e.mediaType == "" && (old.mediaType != "" || e.size <= 0) {
+	old, ok := c.c.Get(k)
+	if ok && e.mediaType == "" && (old.mediaType != "" || e.size <= 0) {
 		e.size, e.mediaType = old.size, old.mediaType
+	}
+	if e.layers == nil {
+		e.layers = old.layers
 	}
 	c.c.Add(k, e)
 }
@@ -78,6 +85,9 @@ func (c *catalog) learn(r Repository, d digest.Digest, size int64, man manifest)
 			c.add(r, x.Digest, entry{size: x.Size})
 		}
 	}
+	for _, x := range man.layers {
+		c.add(r, x.Digest, entry{size: x.Size, layers: man.layers})
+	}
 	c.add(r, d, entry{size: size, mediaType: man.mediaType})
 }
 
@@ -85,6 +95,7 @@ func (c *catalog) learn(r Repository, d digest.Digest, size int64, man manifest)
 type manifest struct {
 	mediaType string
 	names     []ocispec.Descriptor
+	layers    []ocispec.Descriptor // that are worth fetching ahead; see ahead
 }
 
 // The media types of Docker's formats, and of OCI's withdrawn artifact
@@ -119,6 +130,7 @@ func parseManifest(p []byte, hint string) (man manifest, ok bool) {
 		man.names = append(man.names, *doc.Config)
 	}
 	man.names = append(append(append(man.names, doc.Manifests...), doc.Layers...), doc.Blobs...)
+	man.layers = worthAhead(doc.Layers)
 	for _, l := range doc.FSLayers {
 		man.names = append(man.names, ocispec.Descriptor{Digest: l.BlobSum})
 	}

@@ -56,7 +56,7 @@ func TestCatalogKeepsToItsRepository(t *testing.T) {
 		{Digest: layer, Size: 5}, {Digest: "sha256:bad", Size: 1}, {Digest: "sha512:x", Size: 1},
 	}}
 	c.learn(mine, someDigest, 100, man)
-	if e, _ := c.get(mine, layer); e != (entry{size: 5}) {
+	if e, _ := c.get(mine, layer); e.size != 5 || e.mediaType != "" {
 		t.Errorf("layer: %+v", e)
 	}
 	if e, ok := c.get(theirs, layer); ok {
@@ -65,7 +65,7 @@ func TestCatalogKeepsToItsRepository(t *testing.T) {
 	// Later, lesser knowledge takes nothing away.
 	c.add(mine, someDigest, entry{})
 	c.add(mine, someDigest, entry{size: 99})
-	if e, _ := c.get(mine, someDigest); e != (entry{size: 100, mediaType: man.mediaType}) {
+	if e, _ := c.get(mine, someDigest); e.size != 100 || e.mediaType != man.mediaType {
 		t.Errorf("manifest: %+v", e)
 	}
 	if n := c.c.Len(); n != 2 {

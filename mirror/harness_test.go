@@ -522,6 +522,8 @@ func (s *scripted) Resolve(ctx context.Context, _ string, up func(context.Contex
 	return s.resolve(ctx, up)
 }
 
+func (s *scripted) Pullers(context.Context, digest.Digest) (int, error) { return 0, nil }
+
 func (s *scripted) Locate(_ context.Context, d digest.Digest) (int64, int, error) {
 	if s.locate == nil {
 		return 0, 0, swarm.ErrNotFound

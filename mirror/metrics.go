@@ -9,6 +9,7 @@ type metrics struct {
 	degraded  *prometheus.CounterVec
 	seconds   *prometheus.HistogramVec
 	inFlight  prometheus.Gauge
+	ahead     prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -39,9 +40,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "shoal_mirror_requests_in_flight",
 			Help: "Pull requests being answered.",
 		}),
+		ahead: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_mirror_layers_ahead_total",
+			Help: "Layers that this node joined in fetching before its containerd asked for them, since it pulled the same image and other nodes were at them.",
+		}),
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight)
+		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight, m.ahead)
 	}
 	return m
 }

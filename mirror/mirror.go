@@ -30,6 +30,8 @@ type Swarm interface {
 	Resolve(ctx context.Context, ref string, upstream func(context.Context) (swarm.Descriptor, error)) (d swarm.Descriptor, stale bool, err error)
 	// Locate tells the size of a blob and how many nodes hold it.
 	Locate(ctx context.Context, d digest.Digest) (size int64, holders int, err error)
+	// Pullers tells how many nodes pull a blob now.
+	Pullers(ctx context.Context, d digest.Digest) (int, error)
 }
 
 // Repository names what is pulled from: a registry, as image references spell
@@ -133,6 +135,7 @@ type Mirror struct {
 	grants     *grants
 	catalog    *catalog
 	cooldown   *cooldown
+	underway   underway
 	buffers    sync.Pool // of *[]byte, copyBuffer long
 	handler    http.Handler
 }
@@ -167,6 +170,7 @@ func New(c Config) (*Mirror, error) {
 	m := &Mirror{
 		cfg: c, met: newMetrics(c.Registerer), registries: regs,
 		grants: newGrants(c.GrantTTL, c.OutageGrace), catalog: newCatalog(), cooldown: newCooldown(),
+		underway: underway{n: map[digest.Digest]int{}},
 	}
 	if m.callers, err = newCallers(c.Upstream, c.Authorization); err != nil {
 		return nil, fmt.Errorf("new mirror: %w", err)

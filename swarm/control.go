@@ -40,6 +40,8 @@ const (
 type holdersAnswer struct {
 	Size  int64    `json:"size"`
 	Nodes []string `json:"nodes"`
+	// Pullers is how many pull it now.
+	Pullers int `json:"pullers,omitempty"`
 }
 
 type announcement struct {
@@ -175,6 +177,7 @@ func (n *Node) serveHolders(w http.ResponseWriter, r *http.Request) {
 	}
 	var a holdersAnswer
 	a.Size, a.Nodes = n.tracker.Holders(d)
+	a.Pullers = n.tracker.Pullers(d)
 	writeJSON(w, a)
 }
 

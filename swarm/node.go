@@ -195,6 +195,21 @@ func (n *Node) Locate(ctx context.Context, d digest.Digest) (size int64, holders
 	return size, len(nodes), err
 }
 
+// Pullers tells how many nodes pull a blob now, as far as its tracker knows.
+func (n *Node) Pullers(ctx context.Context, d digest.Digest) (int, error) {
+	for _, m := range first(n.rank(d.String()), 1) {
+		if m.ID == n.self() {
+			return n.tracker.Pullers(d), nil
+		}
+		var a holdersAnswer
+		if err := n.peers.call(ctx, m, http.MethodGet, pathHolders+d.String(), nil, &a); err != nil {
+			return 0, fmt.Errorf("ask who pulls %s: %w", d, err)
+		}
+		return a.Pullers, nil
+	}
+	return 0, nil
+}
+
 // holders asks the digest's tracker, then its standby.
 func (n *Node) holders(ctx context.Context, d digest.Digest) (int64, []string, error) {
 	var last error

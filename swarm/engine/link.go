@@ -78,6 +78,41 @@ func newLink(t *Torrent, c net.Conn, id, dialer peerID) *link {
 	}
 }
 
+// cancel takes back what was asked of the peer of a piece.
+func (l *link) cancel(i int) {
+	l.say(func(b []byte) []byte {
+		for _, c := range l.void(i) {
+			b = appendRequest(b, pp.Cancel, c)
+		}
+		return b
+	})
+}
+
+// void notes that nothing of a piece is awaited of the peer any more, and returns
+// what was.
+func (l *link) void(i int) (chunks []chunk) {
+	for k := range l.asked {
+		if r := &l.asked[k]; r.piece == i && !r.void {
+			r.void = true
+			chunks = append(chunks, r.chunk)
+		}
+	}
+	return chunks
+}
+
+// voidAll notes that whatever was asked of the peer is asked of others.
+func (l *link) voidAll() {
+	l.peer.Drop()
+	for k := range l.asked {
+		l.asked[k].void = true
+	}
+}
+
+// find returns where in l.asked the request for a chunk is; -1: nowhere.
+func (l *link) find(c chunk) int {
+	return slices.IndexFunc(l.asked, func(r request) bool { return r.chunk == c })
+}
+
 // end closes the connection, without waiting for anything.
 func (l *link) end() {
 	l.mu.Lock()

@@ -280,6 +280,25 @@ func (t *Tracker) Holders(d digest.Digest) (size int64, nodes []string) {
 	return t.inv.holders(d, t.cfg.Live)
 }
 
+// Pullers counts the nodes that pull d now, or have done so and still trade it.
+func (t *Tracker) Pullers(d digest.Digest) int {
+	t.mu.Lock()
+	var sws []*swarm
+	for k, sw := range t.swarms {
+		if k.digest == d {
+			sws = append(sws, sw)
+		}
+	}
+	t.mu.Unlock()
+	n := 0
+	for _, sw := range sws {
+		sw.mu.Lock()
+		n += len(sw.sessions)
+		sw.mu.Unlock()
+	}
+	return n
+}
+
 // Lookup asks what to do about a tag; see [TagAnswer].
 func (t *Tracker) Lookup(ref, node string, ttl time.Duration) TagAnswer {
 	t.mu.Lock()
