@@ -197,17 +197,18 @@ func (n *Node) Locate(ctx context.Context, d digest.Digest) (size int64, holders
 
 // Pullers tells how many nodes pull a blob now, as far as its tracker knows.
 func (n *Node) Pullers(ctx context.Context, d digest.Digest) (int, error) {
-	for _, m := range first(n.rank(d.String()), 1) {
-		if m.ID == n.self() {
-			return n.tracker.Pullers(d), nil
-		}
-		var a holdersAnswer
-		if err := n.peers.call(ctx, m, http.MethodGet, pathHolders+d.String(), nil, &a); err != nil {
-			return 0, fmt.Errorf("ask who pulls %s: %w", d, err)
-		}
-		return a.Pullers, nil
+	ms := first(n.rank(d.String()), 1)
+	if len(ms) == 0 {
+		return 0, nil
 	}
-	return 0, nil
+	if ms[0].ID == n.self() {
+		return n.tracker.Pullers(d), nil
+	}
+	var a holdersAnswer
+	if err := n.peers.call(ctx, ms[0], http.MethodGet, pathHolders+d.String(), nil, &a); err != nil {
+		return 0, fmt.Errorf("ask who pulls %s: %w", d, err)
+	}
+	return a.Pullers, nil
 }
 
 // holders asks the digest's tracker, then its standby.
