@@ -541,3 +541,34 @@ func TestOneCopyLeavesTheRegistry(t *testing.T) {
 		}
 	})
 }
+
+// TestMorePeersAreOldOnesToo: who asks for more may not have reached those it was
+// introduced to before.
+func TestMorePeersAreOldOnesToo(t *testing.T) {
+	const size = 8 << 20
+	l := newLarge(t, size, Params{})
+	for i := range 4 {
+		l.Join(hello(fmt.Sprint(i), size, true), epoch)
+	}
+	l.Handle("2", Up{Whole: true, WholeSize: size}, epoch)
+	for _, o := range l.Handle("3", Up{MorePeers: true}, epoch) {
+		if o.To == "3" && len(o.Down.Peers) > 0 {
+			if want := []string{"0", "1"}; !slices.Equal(o.Down.Peers, want) {
+				t.Errorf("told of %v, want %v", o.Down.Peers, want)
+			}
+			return
+		}
+	}
+	t.Error("told of nobody")
+}
+
+func TestLonely(t *testing.T) {
+	for _, c := range []struct {
+		peers, pullers int
+		want           bool
+	}{{0, 1, false}, {0, 2, true}, {6, 8, true}, {7, 8, false}, {6, 1000, true}, {7, 1000, false}} {
+		if got := Lonely(c.peers, c.pullers); got != c.want {
+			t.Errorf("%d peers of %d pullers: lonely %v", c.peers, c.pullers, got)
+		}
+	}
+}
