@@ -22,7 +22,8 @@ func TestLayersAhead(t *testing.T) {
 		}
 		return true
 	})
-	c := &cluster{patience: time.Minute}
+	// What nobody reads any more is given up when the linger is over.
+	c := &cluster{patience: time.Minute, linger: time.Minute}
 	up := newClient(t, reg)
 	nodes := []*testMirror{newMirror(t, c.join(t), up, nil, reg.name), newMirror(t, c.join(t), up, nil, reg.name)}
 	for _, tm := range nodes {

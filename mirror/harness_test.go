@@ -214,8 +214,8 @@ func newClient(t testing.TB, reg *testRegistry) Upstream {
 type cluster struct {
 	// tap, if not nil, hears all that its nodes say to each other.
 	tap io.Writer
-	// patience is the nodes'. Default 1 s.
-	patience time.Duration
+	// patience and linger are the nodes'. Defaults 1 s and 100 ms.
+	patience, linger time.Duration
 
 	mu      sync.Mutex
 	live    []members.Member
@@ -280,7 +280,7 @@ func (c *cluster) join(t testing.TB) *swarm.Node {
 	}
 	node, err = swarm.New(swarm.Config{
 		Cluster: "test", Store: store, Members: membership{c, self}, Engine: eng, Log: log,
-		TagTTL: time.Millisecond, Patience: cmp.Or(c.patience, time.Second), Linger: 100 * time.Millisecond,
+		TagTTL: time.Millisecond, Patience: cmp.Or(c.patience, time.Second), Linger: cmp.Or(c.linger, 100*time.Millisecond),
 	})
 	if err != nil {
 		t.Fatal(err)
