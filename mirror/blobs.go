@@ -142,14 +142,12 @@ func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Downlo
 	// A small blob is fetched before Fetch returns.
 	bounded, cancel := context.WithTimeout(ctx, m.cfg.FirstByteTimeout)
 	defer cancel()
-	dl, err := m.cfg.Swarm.Fetch(bounded, swarm.Request{
-		Digest: p.digest, Size: p.size, Origin: origin,
-		Registry: p.repo.Registry, Repository: p.repo.Name,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return dl, nil
+	return m.cfg.Swarm.Fetch(bounded, p.request(p.digest, p.size, origin))
+}
+
+// request asks the swarm for a blob of the repository.
+func (p *pull) request(d digest.Digest, size int64, origin swarm.Origin) swarm.Request {
+	return swarm.Request{Digest: d, Size: size, Origin: origin, Registry: p.repo.Registry, Repository: p.repo.Name}
 }
 
 // mortal is an origin whose credential may end during the download. It tells,

@@ -36,8 +36,8 @@
 // The bound is size ÷ the rate of a node's link, or of the registry's if that is
 // slower. What of the excess is the machine's own (two processors unpacking
 // eight layers at once) shows in mode perfect, and in the idle share of its
-// processors. Copies are what left the registry's interface, packet headers and
-// what TCP sent again included, ÷ the size; beside it the nodes' own count of
+// processors. Copies are what left the registry's interface, what TCP sent
+// again included and few of the packets' headers, ÷ the size; beside it the nodes' own count of
 // what they took from the registry. Bytes written are those to files on disk for
 // Shoal; containerd's store is in memory here, so for containerd all that it
 // wrote, to connections, too, which is little.
