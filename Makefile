@@ -32,7 +32,7 @@ build: ## Build bin/shoal, static
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -tags "$(TAGS)" -ldflags "-s -w" -o bin/shoal ./cmd/shoal
 
 .PHONY: test
-test: vet lint unit e2e ## Run everything: vet, lint, unit tests with the race detector, end-to-end tests (root)
+test: vet lint unit e2e e2e-k8s ## Run everything: vet, lint, unit tests with the race detector, end-to-end tests (root)
 
 .PHONY: vet
 vet: ## Run go vet
@@ -53,7 +53,13 @@ e2e: build ## Run the end-to-end tests on real containerd and registry (root; in
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e: network namespaces and containerd need root: run it as root, or run 'make vet lint unit' for the rest" >&2; exit 1; fi
 	.ci/packages runc iproute2 tcpdump
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 10m -run 'TestDiskFull|TestReal' ./chunker ./mirror/containerd
-	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 60m -v ./e2e/...
+	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 60m -v $$($(GO) list -tags e2e ./e2e/... | grep -v /e2e/kubernetes)
+
+.PHONY: e2e-k8s
+e2e-k8s: ## Run the tests of the Helm chart on a real Kubernetes of 3 nodes (root; builds it once, which takes minutes)
+	@if [ "$$(id -u)" != 0 ]; then echo "make e2e-k8s: network namespaces and kubelets need root: run it as root" >&2; exit 1; fi
+	.ci/packages runc iproute2 tcpdump containernetworking-plugins iptables nftables
+	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 30m -v ./e2e/kubernetes
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (30s)
