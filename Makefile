@@ -31,6 +31,14 @@ demo: build ## Pull a 512 MiB image cold through 8 nodes on this machine (no roo
 build: ## Build bin/shoal, static
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -tags "$(TAGS)" -ldflags "-s -w" -o bin/shoal ./cmd/shoal
 
+.PHONY: image
+image: ## Make Shoal's container image, bin/image.tar, for amd64 and arm64 (without Docker; PUSH=registry/name:tag pushes it)
+	for arch in amd64 arm64; do \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -trimpath -buildvcs=$(VCS) -tags "$(TAGS)" -ldflags "-s -w" -o bin/linux-$$arch/shoal ./cmd/shoal; \
+	done
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/image ./cmd/image
+	bin/image -o bin/image.tar $(if $(PUSH),-push "$(PUSH)") bin/linux-amd64/shoal bin/linux-arm64/shoal
+
 .PHONY: test
 test: vet lint unit e2e e2e-k8s ## Run everything: vet, lint, unit tests with the race detector, end-to-end tests (root)
 
