@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -46,7 +47,9 @@ func newCluster(t *testing.T, cfg Config) *Cluster {
 		}
 		if *keep {
 			t.Logf("the cluster is in %s; `kill -INT %d` ends it", c.Lab.Dir, os.Getpid())
-			<-t.Context().Done()
+			interrupt := make(chan os.Signal, 1)
+			signal.Notify(interrupt, os.Interrupt)
+			<-interrupt
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)

@@ -8,6 +8,8 @@ controllers=(blkio cpu cpuacct cpuset devices freezer memory pids systemd)
 # Below the laboratory's own control group, which is removed with it.
 for c in "${controllers[@]}"; do
 	g=/sys/fs/cgroup/$c/shoal-lab/$name
+	# A computer that boots has none; the kubelet would look for their containers.
+	[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} +
 	mkdir -p "$g"
 	if [ "$c" = cpuset ]; then
 		for d in /sys/fs/cgroup/cpuset/shoal-lab "$g"; do
