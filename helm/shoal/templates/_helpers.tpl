@@ -17,8 +17,8 @@
 {{- end -}}
 
 {{- define "shoal.selector" -}}
-app.kubernetes.io/name: {{ include "shoal.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "shoal.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "shoal.labels" -}}
@@ -175,7 +175,7 @@ count first.
 {{- define "shoal.configureArgs" -}}
 {{- $node := include "shoal.node" . | fromYaml -}}
 - configure
-- --hosts-dir={{ $node.hosts }}
+- {{ printf "--hosts-dir=%s" $node.hosts | quote }}
 - --mirror=http://127.0.0.1:{{ .Values.ports.mirror }}
 {{- range .Values.configure.registries }}
 - {{ . | quote }}
@@ -192,7 +192,7 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
