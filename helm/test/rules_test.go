@@ -267,3 +267,18 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+// TestRestart: pods are replaced when the configuration has changed, for they
+// read it once, and not otherwise.
+func TestRestart(t *testing.T) {
+	sum := func(args ...string) string {
+		return find[*apps.DaemonSet](t, render(t, args...), "shoal").Spec.Template.Annotations["checksum/config"]
+	}
+	def := sum()
+	if same := sum("--set", "serviceMonitor.enabled=true"); same != def {
+		t.Error("a monitor restarts the pods")
+	}
+	if other := sum("--set", "config.tag-ttl=1m"); other == def || def == "" {
+		t.Error("a setting does not restart the pods")
+	}
+}

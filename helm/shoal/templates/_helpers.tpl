@@ -80,9 +80,22 @@ count first.
     {{- fail (printf "%s: %s: its parent directory gets mounted, and cannot be the root of the node" $setting $path) -}}
   {{- end -}}
 {{- end -}}
+{{- $socket = clean (default $socket .Values.containerd.socket) -}}
+{{- $content := clean (default (printf "%s/io.containerd.content.v1.content" $root) .Values.containerd.contentDir) -}}
+{{- if or (has $data (list (dir $socket) $content $hosts (dir $hosts))) (eq (dir $data) (dir $hosts)) -}}
+  {{- fail (printf "data.dir: %s: is mounted for something else; the data needs a directory of its own" $data) -}}
+{{- end -}}
+{{- $taken := dict -}}
+{{- range $name := list "mirror" "control" "wire" "gossip" "metrics" -}}
+  {{- $port := toString (get $.Values.ports $name) -}}
+  {{- if hasKey $taken $port -}}
+    {{- fail (printf "ports: %s and %s are both %s" (get $taken $port) $name $port) -}}
+  {{- end -}}
+  {{- $_ := set $taken $port $name -}}
+{{- end -}}
 {{- dict
-  "socket" (clean (default $socket .Values.containerd.socket))
-  "content" (clean (default (printf "%s/io.containerd.content.v1.content" $root) .Values.containerd.contentDir))
+  "socket" $socket
+  "content" $content
   "hosts" $hosts
   "data" $data
   "watch" $watch
