@@ -17,6 +17,8 @@ BENCH ?= -scenario cold,warm -mode perfect,shoal,direct -image 1GB-1
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/shoal/bin
 LINT_VERSION := $(shell awk '$$1 == "github.com/golangci/golangci-lint/v2" {print $$2}' .ci/tools/go.mod)
 LINT := $(CACHE)/golangci-lint-$(LINT_VERSION)-$(shell $(GO) env GOVERSION)
+HELM := $(CACHE)/helm-$(shell awk '$$1 == "helm.sh/helm/v3" {print $$2}' e2e/programs/helm/go.mod)-$(shell $(GO) env GOVERSION)
+UNITTEST := $(CACHE)/helm-unittest-$(shell awk '$$1 == "github.com/helm-unittest/helm-unittest" {print $$2}' .ci/helm-unittest/go.mod)-$(shell $(GO) env GOVERSION)
 
 .PHONY: help
 help: ## Show this list
@@ -40,16 +42,18 @@ image: ## Make Shoal's container image, bin/image.tar, for amd64 and arm64 (with
 	bin/image -o bin/image.tar $(if $(PUSH),-push "$(PUSH)") bin/linux-amd64/shoal bin/linux-arm64/shoal
 
 .PHONY: test
-test: vet lint unit e2e e2e-k8s ## Run everything: vet, lint, unit tests with the race detector, end-to-end tests (root)
+test: vet lint unit chart e2e e2e-k8s ## Run everything: vet, lint, unit tests with the race detector, the chart's, end-to-end tests (root)
 
 .PHONY: vet
 vet: ## Run go vet
 	$(GO) vet -tags "$(TAGS)" ./...
 	$(GO) vet -tags "$(TAGS) e2e" ./e2e/...
+	cd helm/test && $(GO) vet ./...
 
 .PHONY: lint
 lint: $(LINT) ## Run golangci-lint
 	"$(LINT)" run --allow-parallel-runners
+	cd helm/test && "$(LINT)" run --allow-parallel-runners
 
 .PHONY: unit
 unit: ## Run the unit tests with the race detector, seeds of the fuzz targets included, and each micro-benchmark once
@@ -69,6 +73,13 @@ e2e-k8s: ## Run the tests of the Helm chart on a real Kubernetes of 3 nodes (roo
 	.ci/packages runc iproute2 tcpdump containernetworking-plugins iptables nftables
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 30m -v ./e2e/kubernetes
 
+.PHONY: chart
+chart: build $(HELM) $(UNITTEST) ## Test the Helm chart: lint, render, decode, schema, helm-unittest
+	"$(HELM)" lint --strict --quiet --kube-version 1.36.0 helm/shoal
+	set -e; for f in helm/shoal/ci/*-values.yaml; do "$(HELM)" lint --strict --quiet --kube-version 1.36.0 helm/shoal --values "$$f"; done
+	"$(UNITTEST)" --strict --file 'tests/*_test.yaml' helm/shoal
+	cd helm/test && HELM="$(HELM)" SHOAL="$(CURDIR)/bin/shoal" $(GO) test -count=1 ./...
+
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (30s)
 	.ci/fuzz "$(FUZZTIME)" "$(TAGS)"
@@ -79,16 +90,20 @@ bench: ## Measure pulls on 8 real containerd nodes with shaped links (root; BENC
 	CGO_ENABLED=0 $(GO) run -buildvcs=false -tags "$(TAGS)" ./benchmarks/pull $(BENCH)
 
 .PHONY: docs
-docs: ## Generate docs/reference/cli.md
+docs: ## Generate docs/reference/cli.md and the chart's README
 	$(GO) test -tags "$(TAGS)" ./cmd/shoal -run TestReference -update
+	cd helm/test && $(GO) test . -run TestReadme -update
 
 .PHONY: clean
 clean: ## Remove bin/
 	rm -rf bin
 
-# Named after its version, so it is made when that changes. It takes minutes:
+# Named after their versions, so they are made when those change. It takes minutes:
 # the linters are a thousand packages.
-$(LINT):
+$(LINT): FROM := .ci/tools github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+$(HELM): FROM := e2e/programs/helm helm.sh/helm/v3/cmd/helm
+$(UNITTEST): FROM := .ci/helm-unittest github.com/helm-unittest/helm-unittest/cmd/helm-unittest
+$(LINT) $(HELM) $(UNITTEST):
 	mkdir -p "$(CACHE)"
-	cd .ci/tools && GOFLAGS=-buildvcs=false nice $(GO) build -trimpath -ldflags "-s -w" -o "$@.new" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	cd $(word 1,$(FROM)) && CGO_ENABLED=0 GOFLAGS=-buildvcs=false nice $(GO) build -trimpath -ldflags "-s -w" -o "$@.new" $(word 2,$(FROM))
 	mv "$@.new" "$@"

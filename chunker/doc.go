@@ -44,5 +44,6 @@
 //	complete/<hex>     a whole verified blob
 //
 // <hex> is the sha256 and nothing else, so no input reaches a path. Other files
-// in partial and complete are removed when the store is opened.
+// in partial and complete are removed when the store is opened. [Remove] leaves
+// nothing of it.
 package chunker

@@ -52,31 +52,6 @@ func (c *configureCmd) Run(ctx context.Context, s std) error {
 	return err
 }
 
-// unconfigureCmd is the reverse.
-type unconfigureCmd struct {
-	HostsDir string `placeholder:"DIR" help:"containerd's config_path, as for 'shoal configure'. Default: where this node's distribution has it."`
-}
-
-// Help implements kong.HelpProvider.
-func (*unconfigureCmd) Help() string {
-	return `Takes out of all registries what 'shoal configure' put in, whatever was edited around it meanwhile. Files and directories that it made are removed, unless something else is in them. Stop 'shoal configure --watch' first.
-
-If a file cannot be read, parsed or written, the error tells which and where, and nothing is changed.
-
-Exit status: 0 on success, also if there was nothing to do; 1 on failure; 2 for a mistake in the arguments.`
-}
-
-// Run implements the command.
-func (c *unconfigureCmd) Run(s std) error {
-	dir, err := hostsDir(c.HostsDir)
-	if err != nil {
-		return err
-	}
-	changes, err := hosts.Unconfigure(dir)
-	tellChanges(s, changes)
-	return err
-}
-
 // hostsDir is the directory given, or else this node's.
 func hostsDir(given string) (string, error) {
 	if given != "" {

@@ -1,7 +1,7 @@
 // Command shoal is a node of a peer-to-peer container image distribution
 // system, and the tools around it: shoal serve runs the node, shoal certs makes
 // its credentials, shoal configure makes containerd ask its mirror, shoal pull tries
-// the mirror out.
+// the mirror out, shoal kube is for the Helm chart.
 //
 // This package decodes flags, environment and configuration file into plain
 // structs, once; nothing below it reads any of them. One file per command.
@@ -38,6 +38,7 @@ type cli struct {
 	Certs       certsCmd       `cmd:"" help:"Make the credentials with which nodes recognise each other."`
 	Configure   configureCmd   `cmd:"" help:"Make containerd ask the mirror before the registries."`
 	Unconfigure unconfigureCmd `cmd:"" help:"Make containerd ask the registries as before."`
+	Kube        kubeCmd        `cmd:"" help:"Steps of an installation in Kubernetes."`
 	Pull        pullCmd        `cmd:"" help:"Pull an image through a mirror and verify every digest."`
 	Version     versionCmd     `cmd:"" help:"Tell the version."`
 }

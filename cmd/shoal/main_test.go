@@ -9,8 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -47,7 +49,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("CLOSED", "http://"+closed.Addr().String())
 			return closed.Close()
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "waitfor": waitFor},
 	})
 }
 
@@ -63,6 +65,19 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	if got != args[0] {
 		ts.Fatalf("exit status %s, want %s", got, args[0])
+	}
+}
+
+// waitFor waits until a file is like another one: waitfor FILE OTHER
+func waitFor(ts *testscript.TestScript, _ bool, args []string) {
+	want := ts.ReadFile(args[1])
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if got, err := os.ReadFile(ts.MkAbs(args[0])); err == nil && string(got) == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s did not become like %s", args[0], args[1])
+		}
 	}
 }
 

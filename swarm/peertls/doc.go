@@ -47,7 +47,9 @@
 // signed it. The node "*" ([AnyNode]) stands for a certificate that all nodes
 // share, as when one Kubernetes secret is mounted everywhere: its owner is a
 // node of the cluster, but may speak for any of them. A certificate without
-// such a URI is identified by its subject's common name.
+// such a URI is identified by its subject's common name, where "*" alone means
+// [AnyNode] too. It does not say its cluster, so its authority alone decides to
+// which one it belongs.
 //
 // # Rotation
 //

@@ -45,7 +45,9 @@ func Speaks(id, node string) bool {
 }
 
 // identity reads cluster and node from a certificate. The cluster is empty
-// when the certificate does not say it.
+// when the certificate does not say it. Without a URI of ours the common name
+// is the node, and exactly "*" is [AnyNode]: some tools, Helm among them, cannot
+// write URIs.
 func identity(c *x509.Certificate) (cluster, node string, err error) {
 	found := false
 	for _, u := range c.URIs {
@@ -62,6 +64,9 @@ func identity(c *x509.Certificate) (cluster, node string, err error) {
 	}
 	if found {
 		return cluster, node, nil
+	}
+	if c.Subject.CommonName == AnyNode {
+		return "", AnyNode, nil
 	}
 	if err := checkName(c.Subject.CommonName); err != nil {
 		return "", "", fmt.Errorf("certificate has no %s:// URI and its common name is no node name: %w", scheme, err)

@@ -262,7 +262,11 @@ func TestIdentity(t *testing.T) {
 		{name: "other schemes ignored", cn: "cn", uris: []string{"spiffe://c/ns/x"}, node: "cn"},
 		{name: "common name", cn: "node-1", node: "node-1"},
 		{name: "nothing", bad: true},
-		{name: "common name cannot be shared", cn: "*", bad: true},
+		{name: "shared by common name", cn: "*", node: "*"},
+		{name: "URI before a shared common name", cn: "*", uris: []string{"shoal://c1/n"}, cluster: "c1", node: "n"},
+		{name: "bad URI before a shared common name", cn: "*", uris: []string{"shoal://c1/"}, bad: true},
+		{name: "star in a common name", cn: "*.example", bad: true},
+		{name: "star with a space", cn: "* ", bad: true},
 		{name: "common name with spaces", cn: "a b", bad: true},
 		{name: "two URIs", uris: []string{"shoal://c1/a", "shoal://c1/b"}, bad: true},
 		{name: "bad URI is no common name", cn: "cn", uris: []string{"shoal://c1/"}, bad: true},
@@ -302,6 +306,7 @@ func TestIdentity(t *testing.T) {
 func FuzzIdentity(f *testing.F) {
 	f.Add("node", "shoal://c1/node")
 	f.Add("", "shoal://c1/*")
+	f.Add("*", "spiffe://trust/ns/a")
 	f.Add("x", "shoal://c1/%2e%2e")
 	f.Add("a.b", "spiffe://trust/ns/a")
 	f.Add("", "shoal://[::1]:80/a?q#f")

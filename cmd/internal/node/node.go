@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -178,7 +177,7 @@ func (n *Node) openMembers() error {
 func (n *Node) openContent() error {
 	c := n.cfg
 	store, err := chunker.Open(chunker.Options{
-		Dir: filepath.Join(c.DataDir, "blobs"), Capacity: c.CacheSize, Reserve: c.DiskReserve,
+		Dir: storeDir(c.DataDir), Capacity: c.CacheSize, Reserve: c.DiskReserve,
 		OnChange: func(d digest.Digest, size int64, present bool) {
 			// Nothing changes before the swarm exists: it is the only one
 			// to write into the store.

@@ -4,8 +4,8 @@
 // containerd looks for a file hosts.toml in <config_path>/<registry>/, or in
 // <config_path>/_default/, at each pull. A host that stands in it is asked before
 // the registry is. [Configure] makes Shoal the first of these hosts, [Unconfigure]
-// restores what was there, and [Watch] does the former again whenever somebody
-// has undone it. Nothing is restarted, config.toml is neither read nor written.
+// restores what was there; [Watch] does the former again whenever somebody has
+// undone it, [WatchRemoval] the latter. Nothing is restarted, config.toml is neither read nor written.
 //
 // # The one idea
 //

@@ -27,8 +27,31 @@ func Watch(ctx context.Context, c Config, interval time.Duration, log zerolog.Lo
 		return err
 	}
 	w := &watch{config: c, log: log, told: map[string]string{}}
+	w.run(ctx, interval, w.repair)
+	return nil
+}
+
+// WatchRemoval is the reverse of [Watch]: it takes out of a directory what
+// [Configure] has put in, and does so again when somebody puts it back, until the
+// context ends.
+func WatchRemoval(ctx context.Context, dir string, interval time.Duration, log zerolog.Logger) {
+	w := &watch{config: Config{Dir: dir}, log: log, told: map[string]string{}}
+	w.run(ctx, interval, func() {
+		changes, err := Unconfigure(dir)
+		w.tell("", err)
+		for _, change := range changes {
+			if change.Outcome != Unchanged {
+				w.log.Info().Str("file", change.Path).Msg("restored")
+			}
+		}
+	})
+}
+
+// run calls step at the beginning, after each change and at every interval, until
+// the context ends.
+func (w *watch) run(ctx context.Context, interval time.Duration, step func()) {
 	if n, err := fsnotify.NewWatcher(); err != nil {
-		log.Warn().Err(err).Dur("interval", interval).Msg("cannot be told of changes, looking for them instead")
+		w.log.Warn().Err(err).Dur("interval", interval).Msg("cannot be told of changes, looking for them instead")
 	} else {
 		defer n.Close()
 		w.notify, w.events, w.errors = n, n.Events, n.Errors
@@ -36,23 +59,23 @@ func Watch(ctx context.Context, c Config, interval time.Duration, log zerolog.Lo
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		w.repair()
+		step()
 		if w.follow() {
 			continue // a change just before the watch began was not told
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
 		case <-w.events:
 			w.settle(ctx)
 		case err := <-w.errors:
-			log.Debug().Err(err).Msg("events may be missing")
+			w.log.Debug().Err(err).Msg("events may be missing")
 		}
 	}
 }
 
-// watch is one call of Watch.
+// watch is one call of Watch or WatchRemoval.
 type watch struct {
 	config Config
 	log    zerolog.Logger
@@ -99,14 +122,18 @@ func (w *watch) repair() {
 	}
 }
 
-// tell logs an error once, not at each attempt.
+// tell logs an error once, not at each attempt. No name: it is of the directory.
 func (w *watch) tell(name string, err error) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
 	if text != "" && w.told[name] != text {
-		w.log.Warn().Err(err).Str("registry", name).Msg("left as it is")
+		event := w.log.Warn().Err(err)
+		if name != "" {
+			event.Str("registry", name)
+		}
+		event.Msg("left as it is")
 	}
 	w.told[name] = text
 }

@@ -107,3 +107,42 @@ func TestWatchPolls(t *testing.T) {
 	}
 	eventually(t, "the repair", has)
 }
+
+// TestWatchRemoval: what comes back is taken out again, and what is somebody
+// else's stays.
+func TestWatchRemoval(t *testing.T) {
+	dir := tree(t, map[string]string{"a.test/hosts.toml": "# x\n"})
+	configure := func() {
+		t.Helper()
+		if _, err := Configure(Config{Dir: dir, Mirror: mirror}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone := func() bool {
+		text, err := os.ReadFile(filepath.Join(dir, "a.test", fileName))
+		_, made := os.Stat(filepath.Join(dir, Default))
+		return err == nil && string(text) == "# x\n" && os.IsNotExist(made)
+	}
+	configure()
+	log := &syncBuffer{}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		WatchRemoval(ctx, dir, time.Hour, zerolog.New(log))
+		close(done)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	eventually(t, "the first time", gone)
+	configure()
+	eventually(t, "the second time", gone)
+	bad := filepath.Join(dir, "a.test", fileName)
+	if err := os.WriteFile(bad, []byte("[host\n"+endLine+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the mistake", func() bool { return strings.Contains(log.String(), "a.test/hosts.toml: line 1:") })
+	if err := os.WriteFile(bad, []byte("# x\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	configure()
+	eventually(t, "the time after a mistake", gone)
+}
