@@ -206,7 +206,7 @@ func (s *suite) install(t *testing.T) {
 			return s.metrics(t, n)["shoal_members"] == float64(len(s.Nodes))
 		})
 	}
-	out, err := s.Helm(t.Context(), "test", release, "--namespace", namespace, "--logs")
+	out, err := s.Helm(t.Context(), "test", release, "--namespace", namespace)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
