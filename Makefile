@@ -33,8 +33,16 @@ demo: build ## Pull a 512 MiB image cold through 8 nodes on this machine (no roo
 build: ## Build bin/shoal, static
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -tags "$(TAGS)" -ldflags "-s -w" -o bin/shoal ./cmd/shoal
 
+.PHONY: image
+image: ## Make Shoal's container image, bin/image.tar, for amd64 and arm64 (without Docker; PUSH=registry/name:tag pushes it)
+	for arch in amd64 arm64; do \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -trimpath -buildvcs=$(VCS) -tags "$(TAGS)" -ldflags "-s -w" -o bin/linux-$$arch/shoal ./cmd/shoal; \
+	done
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/image ./cmd/image
+	bin/image -o bin/image.tar $(if $(PUSH),-push "$(PUSH)") bin/linux-amd64/shoal bin/linux-arm64/shoal
+
 .PHONY: test
-test: vet lint unit chart e2e ## Run everything: vet, lint, unit tests with the race detector, the chart's, end-to-end tests (root)
+test: vet lint unit chart e2e e2e-k8s ## Run everything: vet, lint, unit tests with the race detector, the chart's, end-to-end tests (root)
 
 .PHONY: vet
 vet: ## Run go vet
@@ -57,7 +65,13 @@ e2e: build ## Run the end-to-end tests on real containerd and registry (root; in
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e: network namespaces and containerd need root: run it as root, or run 'make vet lint unit' for the rest" >&2; exit 1; fi
 	.ci/packages runc iproute2 tcpdump
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 10m -run 'TestDiskFull|TestReal' ./chunker ./mirror/containerd
-	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 60m -v ./e2e/...
+	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 60m -v $$($(GO) list -tags e2e ./e2e/... | grep -v /e2e/kubernetes)
+
+.PHONY: e2e-k8s
+e2e-k8s: ## Run the tests of the Helm chart on a real Kubernetes of 3 nodes (root; builds it once, which takes minutes)
+	@if [ "$$(id -u)" != 0 ]; then echo "make e2e-k8s: network namespaces and kubelets need root: run it as root" >&2; exit 1; fi
+	.ci/packages runc iproute2 tcpdump containernetworking-plugins iptables nftables
+	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 30m -v ./e2e/kubernetes
 
 .PHONY: chart
 chart: build $(HELM) $(UNITTEST) ## Test the Helm chart: lint, render, decode, schema, helm-unittest

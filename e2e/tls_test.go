@@ -26,7 +26,7 @@ func TestStranger(t *testing.T) {
 	l := newLab(t, lab.Config{Nodes: 2, Rate: 50 * lab.Mbit, RegistryRate: 50 * lab.Mbit})
 	img := push(t, l, "stranger", 100*mib, 1)
 	layer := img.Layers[0]
-	guest, err := l.AddGuest(0)
+	guest, err := l.AddMachine("guest", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,8 @@ type ImageSpec struct {
 	// LastSeed, if not 0, is that of the last layer: an image that differs in
 	// it alone.
 	LastSeed uint64
+	// Stay makes containers of it stay until they are told to stop, as pods do.
+	Stay bool
 	// Compressible content is half of that size once compressed.
 	Compressible bool
 }
@@ -95,6 +97,9 @@ func (l *Lab) push(ctx context.Context, s ImageSpec) (Image, error) {
 		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
 		Config:   ocispec.ImageConfig{Entrypoint: []string{"/hello"}, Cmd: []string{s.Repository + ":" + s.Tag}},
 		RootFS:   ocispec.RootFS{Type: "layers"},
+	}
+	if s.Stay {
+		config.Config.Cmd = append([]string{"stay"}, config.Config.Cmd...)
 	}
 	for i := range s.Layers {
 		var first []byte

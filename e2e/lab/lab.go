@@ -26,7 +26,8 @@ const (
 
 // Config says what the laboratory consists of.
 type Config struct {
-	// Nodes to begin with; [Lab.AddNode] adds more. At most 250 in all.
+	// Nodes to begin with; [Lab.AddNode] adds more. At most 250 in all, and none
+	// for a laboratory that is made of [Lab.AddMachine].
 	Nodes int
 	// Rate of each node's link, and RegistryRate of the registry's. Zero is
 	// unshaped, which means several Gbit/s shared by all.
@@ -55,8 +56,8 @@ type Config struct {
 
 func (c Config) validate() error {
 	switch {
-	case c.Nodes < 1 || c.Nodes > maxNodes:
-		return fmt.Errorf("%d nodes: want 1 to %d", c.Nodes, maxNodes)
+	case c.Nodes < 0 || c.Nodes > maxNodes:
+		return fmt.Errorf("%d nodes: want 0 to %d", c.Nodes, maxNodes)
 	case c.Rate < 0 || c.RegistryRate < 0:
 		return errors.New("negative rate")
 	}
@@ -177,12 +178,11 @@ func (l *Lab) AddNode(ctx context.Context) (*Node, error) {
 	return n, nil
 }
 
-// AddGuest plugs an empty machine into the network, for a test's intruder. It
-// goes with the laboratory.
-func (l *Lab) AddGuest(rate Rate) (*Machine, error) {
+// AddMachine plugs an empty machine into the network, for what is neither
+// registry nor node of this laboratory. It goes with it.
+func (l *Lab) AddMachine(name string, rate Rate) (*Machine, error) {
 	l.mu.Lock()
-	i := len(l.guests) + 1
-	m := &Machine{Name: fmt.Sprintf("guest%d", i), Address: fmt.Sprintf("%s.2.%d", network, i)}
+	m := &Machine{Name: name, Address: fmt.Sprintf("%s.2.%d", network, len(l.guests)+1)}
 	l.guests = append(l.guests, m)
 	l.mu.Unlock()
 	if err := m.boot(); err != nil {
@@ -190,6 +190,22 @@ func (l *Lab) AddGuest(rate Rate) (*Machine, error) {
 	}
 	return m, plug(l.bridge, m, rate)
 }
+
+// Reboot kills everything on a machine of [Lab.AddMachine], as a power cut
+// does, and boots it again. What it had mounted is gone, files are not.
+func (l *Lab) Reboot(m *Machine, rate Rate) error {
+	m.close()
+	if err := m.boot(); err != nil {
+		return err
+	}
+	return plug(l.bridge, m, rate)
+}
+
+// Log is where the laboratory tells of its steps.
+func (l *Lab) Log() zerolog.Logger { return l.cfg.Log }
+
+// Programs are what the laboratory's machines run.
+func (l *Lab) Programs() Programs { return l.programs }
 
 // SetRegistryRate changes the speed of the registry's link.
 func (l *Lab) SetRegistryRate(r Rate) error { return shape(l.bridge, l.Registry.Machine, r) }

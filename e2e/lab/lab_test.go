@@ -213,14 +213,14 @@ func TestBuildKey(t *testing.T) {
 	}
 	key := func(packages ...string) string {
 		t.Helper()
-		k, err := buildKey(dir, packages)
+		k, err := buildKey(dir, "-s", packages)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return k
 	}
 	write("go.mod", "module m // v1")
-	if _, err := buildKey(dir, nil); err == nil {
+	if _, err := buildKey(dir, "-s", nil); err == nil {
 		t.Error("no go.sum, but a key")
 	}
 	write("go.sum", "sums")
@@ -230,6 +230,9 @@ func TestBuildKey(t *testing.T) {
 	}
 	if key("a", "b") == first {
 		t.Error("other packages, same key")
+	}
+	if k, err := buildKey(dir, "-s -X v=2", []string{"a"}); err != nil || k == first {
+		t.Errorf("other flags of the linker: key %q, %v", k, err)
 	}
 	write("go.mod", "module m // v2")
 	if key("a") == first {

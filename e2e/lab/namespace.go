@@ -209,6 +209,13 @@ func (m *Machine) Client() *http.Client {
 	}}
 }
 
+// Path is where a file of the machine, private mounts included, is seen from
+// outside, until the machine is rebooted.
+func (m *Machine) Path(p string) string { return m.path(p) }
+
+// Traffic is what went over the machine's link so far.
+func (m *Machine) Traffic() (Traffic, error) { return m.traffic() }
+
 // path is where a file of the machine, private mounts included, is seen from
 // outside.
 func (m *Machine) path(p string) string {

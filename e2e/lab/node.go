@@ -296,9 +296,6 @@ func (n *Node) Run(ctx context.Context, ref string) (string, error) {
 	return out.String(), nil
 }
 
-// Traffic is what went over the node's link so far.
-func (n *Node) Traffic() (Traffic, error) { return n.traffic() }
-
 // Disconnect pulls the node's cable out and Reconnect plugs it in again.
 func (n *Node) Disconnect() error { return connected(n.lab.bridge, n.Machine, false) }
 

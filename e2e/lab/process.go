@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -50,6 +51,16 @@ func startProcess(m *Machine, name, logPath string, env []string, args ...string
 	}()
 	return p, nil
 }
+
+// StartProcess starts a server on m, its output in the log file. It is killed
+// with the machine at the latest.
+func (m *Machine) StartProcess(name, logPath string, env []string, args ...string) (*Process, error) {
+	return startProcess(m, name, logPath, env, args...)
+}
+
+// WaitFor repeats ask until it succeeds, for a minute at most. It ends early
+// with ctx, or when p, which is to answer, has ended.
+func WaitFor(ctx context.Context, p *Process, ask func() error) error { return waitFor(ctx, p, ask) }
 
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }

@@ -53,7 +53,10 @@ type Programs struct {
 }
 
 // buildFlags make binaries that depend on nothing of this computer.
-var buildFlags = []string{"-trimpath", "-buildvcs=false", "-ldflags", "-s -w"}
+var buildFlags = []string{"-trimpath", "-buildvcs=false"}
+
+// linkFlags leave out what only a debugger needs.
+const linkFlags = "-s -w"
 
 // BuildPrograms returns the programs, building those that the cache
 // (${XDG_CACHE_HOME:-~/.cache}/shoal/bin) does not have. Cached builds are keyed
@@ -63,14 +66,14 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 	if err != nil {
 		return Programs{}, err
 	}
-	containerd, err := buildCached(ctx, filepath.Join(root, "e2e/programs/containerd"),
+	containerd, err := buildCached(ctx, filepath.Join(root, "e2e/programs/containerd"), "",
 		"github.com/containerd/containerd/v2/cmd/containerd",
 		"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
 		"github.com/containerd/containerd/v2/cmd/ctr")
 	if err != nil {
 		return Programs{}, err
 	}
-	registry, err := buildCached(ctx, filepath.Join(root, "e2e/programs/registry"),
+	registry, err := buildCached(ctx, filepath.Join(root, "e2e/programs/registry"), "",
 		"github.com/distribution/distribution/v3/cmd/registry")
 	if err != nil {
 		return Programs{}, err
@@ -81,6 +84,35 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 		Registry:   filepath.Join(registry, "registry"),
 	}, nil
 }
+
+// BuildKubernetes returns the folder with Kubernetes's own programs, etcd (as
+// server), CoreDNS and helm, built as [BuildPrograms] does.
+func BuildKubernetes(ctx context.Context) (kubernetes, helm string, err error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	const version = "k8s.io/component-base/version."
+	kubernetes, err = buildCached(ctx, filepath.Join(root, "e2e/programs/kubernetes"),
+		// Charts ask for the version, which its own build sets.
+		" -X "+version+"gitVersion="+KubernetesVersion+" -X "+version+"gitMajor=1 -X "+version+"gitMinor=36 -X "+
+			version+"gitTreeState=clean",
+		"go.etcd.io/etcd/server/v3", "./coredns",
+		"k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kube-controller-manager",
+		"k8s.io/kubernetes/cmd/kube-proxy", "k8s.io/kubernetes/cmd/kube-scheduler",
+		"k8s.io/kubernetes/cmd/kubectl", "k8s.io/kubernetes/cmd/kubelet")
+	if err != nil {
+		return "", "", err
+	}
+	helm, err = buildCached(ctx, filepath.Join(root, "e2e/programs/helm"), "", "helm.sh/helm/v3/cmd/helm")
+	return kubernetes, helm, err
+}
+
+// KubernetesVersion is the one that e2e/programs/kubernetes pins.
+const KubernetesVersion = "v1.36.3"
+
+// ModuleRoot is the source tree that the calling program was started in.
+func ModuleRoot(ctx context.Context) (string, error) { return moduleRoot(ctx) }
 
 // BuildShoal compiles the shoal command of this source tree into dir and
 // returns its path. With race it has the race detector in it, which says
@@ -99,7 +131,7 @@ func buildOwn(ctx context.Context, dir, name string, race bool, args ...string) 
 		return "", err
 	}
 	path := filepath.Join(dir, name)
-	return path, build(ctx, root, path, race, args...)
+	return path, build(ctx, root, path, linkFlags, race, args...)
 }
 
 // moduleRoot is the source tree that the calling program was started in.
@@ -111,14 +143,15 @@ func moduleRoot(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// buildCached compiles packages of the module in dir and returns the folder
-// with the binaries.
-func buildCached(ctx context.Context, dir string, packages ...string) (string, error) {
+// buildCached compiles packages of the module in dir, with further flags of the
+// linker, and returns the folder with the binaries.
+func buildCached(ctx context.Context, dir, ldflags string, packages ...string) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("find cache: %w", err)
 	}
-	key, err := buildKey(dir, packages)
+	ldflags = linkFlags + ldflags
+	key, err := buildKey(dir, ldflags, packages)
 	if err != nil {
 		return "", err
 	}
@@ -145,7 +178,7 @@ func buildCached(ctx context.Context, dir string, packages ...string) (string, e
 	if err := os.Mkdir(half, 0o755); err != nil {
 		return "", fmt.Errorf("make cache: %w", err)
 	}
-	if err := build(ctx, dir, half+string(filepath.Separator), false, packages...); err != nil {
+	if err := build(ctx, dir, half+string(filepath.Separator), ldflags, false, packages...); err != nil {
 		return "", err
 	}
 	if err := os.Rename(half, target); err != nil {
@@ -156,7 +189,7 @@ func buildCached(ctx context.Context, dir string, packages ...string) (string, e
 
 // buildKey names a build by all that goes into it: the module files fix every
 // version.
-func buildKey(dir string, packages []string) (string, error) {
+func buildKey(dir, ldflags string, packages []string) (string, error) {
 	h := sha256.New()
 	for _, name := range []string{"go.mod", "go.sum"} {
 		p, err := os.ReadFile(filepath.Join(dir, name))
@@ -165,14 +198,14 @@ func buildKey(dir string, packages []string) (string, error) {
 		}
 		fmt.Fprintf(h, "%s %d\n%s", name, len(p), p)
 	}
-	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH, packages, buildFlags)
+	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH, packages, buildFlags, ldflags)
 	return filepath.Base(dir) + "-" + hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
 // build compiles in the module at dir; args are further flags and the packages.
 // It is polite: compiling containerd takes minutes of all processors.
-func build(ctx context.Context, dir, output string, race bool, args ...string) error {
-	all := append([]string{"-n", "10", "go", "build", "-o", output}, buildFlags...)
+func build(ctx context.Context, dir, output, ldflags string, race bool, args ...string) error {
+	all := append([]string{"-n", "10", "go", "build", "-o", output, "-ldflags", ldflags}, buildFlags...)
 	// A static binary runs in every mount namespace and in an empty image. The
 	// race detector, which only our own servers get, is linked by gcc.
 	cgo := "CGO_ENABLED=0"

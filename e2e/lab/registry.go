@@ -144,7 +144,7 @@ func (r *Registry) Delete(images ...Image) error {
 // far, by its own count: content and errors, without the headers of HTTP and of
 // the network. An answer counts when it ends.
 func (r *Registry) Served(ctx context.Context) (int64, error) {
-	m, err := readMetrics(ctx, r.client, "http://127.0.0.1:"+registryDebugPort+"/metrics")
+	m, err := ReadMetrics(ctx, r.client, "http://127.0.0.1:"+registryDebugPort+"/metrics")
 	if err != nil {
 		return 0, fmt.Errorf("read metrics of the registry: %w", err)
 	}

@@ -135,10 +135,11 @@ func (n *Node) Metrics(ctx context.Context) (Metrics, error) {
 func (n *Node) metrics(ctx context.Context) (Metrics, error) {
 	client := n.Client()
 	defer client.CloseIdleConnections()
-	return readMetrics(ctx, client, "http://127.0.0.1:"+MetricsPort+"/metrics")
+	return ReadMetrics(ctx, client, "http://127.0.0.1:"+MetricsPort+"/metrics")
 }
 
-func readMetrics(ctx context.Context, client *http.Client, url string) (Metrics, error) {
+// ReadMetrics reads what a server says of itself.
+func ReadMetrics(ctx context.Context, client *http.Client, url string) (Metrics, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
