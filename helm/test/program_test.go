@@ -86,12 +86,12 @@ func writeConfig(t *testing.T, all []object, dir string) string {
 			continue
 		}
 		for _, v := range o.pod.Volumes {
-			switch {
-			case v.Name == "docker":
+			switch v.Name {
+			case "docker":
 				writeFile(t, filepath.Join(dir, mountPath(o.pod, v.Name), v.Secret.Items[0].Path), "{}")
-			case v.Name == "ca":
+			case "ca":
 				for _, s := range v.Projected.Sources {
-					items := []core.KeyToPath{}
+					var items []core.KeyToPath
 					if s.Secret != nil {
 						items = s.Secret.Items
 					} else {

@@ -2,7 +2,9 @@ package chart
 
 import (
 	"fmt"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -264,6 +266,18 @@ func TestOptions(t *testing.T) {
 			if kinds[k] {
 				t.Errorf("%q: a %s", tt.args, k)
 			}
+		}
+	}
+}
+
+// TestMonitoring: what the chart has of rules and dashboards is made, and decodes.
+func TestMonitoring(t *testing.T) {
+	all := render(t, "--values", chartDir+"/ci/all-values.yaml")
+	for kind, file := range map[string]string{"PrometheusRule": "rules.yaml", "GrafanaDashboard": "dashboard.json"} {
+		_, err := os.Stat(filepath.Join(chartDir, "files", file))
+		made := slices.ContainsFunc(all, func(o object) bool { return o.kind == kind })
+		if made != (err == nil) {
+			t.Errorf("%s: made %v, %s: %v", kind, made, file, err)
 		}
 	}
 }

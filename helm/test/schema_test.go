@@ -13,6 +13,7 @@ import (
 
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
 )
 
 // TestMistakes: nonsense is refused, and the message says where it is.
@@ -59,6 +60,35 @@ func TestMistakes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEveryValue: what the schema admits is in values.yaml, and so in the README.
+func TestEveryValue(t *testing.T) {
+	var schema, values map[string]any
+	for file, into := range map[string]*map[string]any{"values.schema.json": &schema, "values.yaml": &values} {
+		text, err := os.ReadFile(filepath.Join(chartDir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(text, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var walk func(path string, schema, values map[string]any)
+	walk = func(path string, schema, values map[string]any) {
+		properties, _ := schema["properties"].(map[string]any)
+		for name, p := range properties {
+			v, ok := values[name]
+			if !ok && path+name != "global" { // which is Helm's
+				t.Errorf("%s is not in values.yaml", path+name)
+			}
+			// An empty map is documented as a whole.
+			if below, ok := v.(map[string]any); ok && len(below) > 0 && !strings.HasSuffix(name, "resources") {
+				walk(path+name+".", p.(map[string]any), below)
+			}
+		}
+	}
+	walk("", schema, values)
 }
 
 // managed are the settings that the chart makes from values of its own, by the
