@@ -19,6 +19,7 @@ LINT_VERSION := $(shell awk '$$1 == "github.com/golangci/golangci-lint/v2" {prin
 LINT := $(CACHE)/golangci-lint-$(LINT_VERSION)-$(shell $(GO) env GOVERSION)
 HELM := $(CACHE)/helm-$(shell awk '$$1 == "helm.sh/helm/v3" {print $$2}' e2e/programs/helm/go.mod)-$(shell $(GO) env GOVERSION)
 UNITTEST := $(CACHE)/helm-unittest-$(shell awk '$$1 == "github.com/helm-unittest/helm-unittest" {print $$2}' .ci/helm-unittest/go.mod)-$(shell $(GO) env GOVERSION)
+PROMTOOL := $(CACHE)/promtool-$(shell awk '$$1 == "github.com/prometheus/prometheus" {print $$2}' .ci/promtool/go.mod)-$(shell $(GO) env GOVERSION)
 
 .PHONY: help
 help: ## Show this list
@@ -42,7 +43,7 @@ image: ## Make Shoal's container image, bin/image.tar, for amd64 and arm64 (with
 	bin/image -o bin/image.tar $(if $(PUSH),-push "$(PUSH)") bin/linux-amd64/shoal bin/linux-arm64/shoal
 
 .PHONY: test
-test: vet lint unit chart e2e e2e-k8s ## Run everything: vet, lint, unit tests with the race detector, the chart's, end-to-end tests (root)
+test: vet lint unit chart rules e2e e2e-k8s ## Run everything: vet, lint, unit tests with the race detector, the chart's and the alerts', end-to-end tests (root)
 
 .PHONY: vet
 vet: ## Run go vet
@@ -80,6 +81,11 @@ chart: build $(HELM) $(UNITTEST) ## Test the Helm chart: lint, render, decode, s
 	"$(UNITTEST)" --strict --file 'tests/*_test.yaml' helm/shoal
 	cd helm/test && HELM="$(HELM)" SHOAL="$(CURDIR)/bin/shoal" $(GO) test -count=1 ./...
 
+.PHONY: rules
+rules: $(PROMTOOL) ## Check the alerts, and run their unit tests
+	"$(PROMTOOL)" check rules --lint-fatal helm/shoal/files/rules.yaml
+	"$(PROMTOOL)" test rules helm/test/testdata/rules_test.yaml
+
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (30s)
 	.ci/fuzz "$(FUZZTIME)" "$(TAGS)"
@@ -103,7 +109,8 @@ clean: ## Remove bin/
 $(LINT): FROM := .ci/tools github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 $(HELM): FROM := e2e/programs/helm helm.sh/helm/v3/cmd/helm
 $(UNITTEST): FROM := .ci/helm-unittest github.com/helm-unittest/helm-unittest/cmd/helm-unittest
-$(LINT) $(HELM) $(UNITTEST):
+$(PROMTOOL): FROM := .ci/promtool github.com/prometheus/prometheus/cmd/promtool
+$(LINT) $(HELM) $(UNITTEST) $(PROMTOOL):
 	mkdir -p "$(CACHE)"
 	cd $(word 1,$(FROM)) && CGO_ENABLED=0 GOFLAGS=-buildvcs=false nice $(GO) build -trimpath -ldflags "-s -w" -o "$@.new" $(word 2,$(FROM))
 	mv "$@.new" "$@"

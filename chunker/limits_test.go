@@ -160,7 +160,7 @@ func TestOpenAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	if m, err := reg.Gather(); err != nil || len(m) != 5 {
+	if m, err := reg.Gather(); err != nil || len(m) != 6 {
 		t.Errorf("%d metrics, %v", len(m), err)
 	}
 }

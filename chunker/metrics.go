@@ -8,6 +8,7 @@ import (
 
 type metrics struct {
 	bytes, blobs     prometheus.Gauge
+	limit            prometheus.Gauge
 	verified, failed prometheus.Counter
 	evictions        prometheus.Counter
 }
@@ -17,6 +18,10 @@ func newMetrics() *metrics {
 		bytes: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_cache_bytes",
 			Help: "Bytes that the piece store occupies, preallocated ones included.",
+		}),
+		limit: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_cache_limit_bytes",
+			Help: "Most that the piece store may occupy, as configured; 0 is no limit.",
 		}),
 		blobs: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_cache_blobs",
@@ -41,7 +46,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
 	}
-	for _, c := range []prometheus.Collector{m.bytes, m.blobs, m.verified, m.failed, m.evictions} {
+	for _, c := range []prometheus.Collector{m.bytes, m.limit, m.blobs, m.verified, m.failed, m.evictions} {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}

@@ -54,6 +54,7 @@ type Store struct {
 // Open opens or makes a store. Only one process can have it open.
 func Open(o Options) (*Store, error) {
 	s := &Store{opt: o, met: newMetrics(), blobs: map[digest.Digest]*Blob{}}
+	s.met.limit.Set(float64(o.Capacity))
 	for _, dir := range []string{o.Dir, s.path("partial"), s.path("complete")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open piece store: %w", err)

@@ -10,6 +10,7 @@ type metrics struct {
 	seconds   *prometheus.HistogramVec
 	inFlight  prometheus.Gauge
 	ahead     prometheus.Counter
+	landed    *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -44,9 +45,16 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "shoal_mirror_layers_ahead_total",
 			Help: "Layers that this node joined in fetching before its containerd asked for them, since it pulled the same image and other nodes were at them.",
 		}),
+		landed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_mirror_landed_blobs_total",
+			Help: "Blobs that came into containerd's content store, by how: through this mirror (mirror), or past it (elsewhere), from a registry or an import.",
+		}, []string{"through"}),
+	}
+	for _, way := range []string{throughMirror, throughElsewhere} {
+		m.landed.WithLabelValues(way) // rates need a first value
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight, m.ahead)
+		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight, m.ahead, m.landed)
 	}
 	return m
 }

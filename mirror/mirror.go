@@ -136,6 +136,7 @@ type Mirror struct {
 	catalog    *catalog
 	cooldown   *cooldown
 	underway   underway
+	delivered  delivered
 	buffers    sync.Pool // of *[]byte, copyBuffer long
 	handler    http.Handler
 }
@@ -170,7 +171,7 @@ func New(c Config) (*Mirror, error) {
 	m := &Mirror{
 		cfg: c, met: newMetrics(c.Registerer), registries: regs,
 		grants: newGrants(c.GrantTTL, c.OutageGrace), catalog: newCatalog(), cooldown: newCooldown(),
-		underway: underway{n: map[digest.Digest]int{}},
+		underway: underway{n: map[digest.Digest]int{}}, delivered: newDelivered(),
 	}
 	if m.callers, err = newCallers(c.Upstream, c.Authorization); err != nil {
 		return nil, fmt.Errorf("new mirror: %w", err)

@@ -12,6 +12,7 @@ type metrics struct {
 	held        prometheus.Gauge
 	badMessages prometheus.Counter
 	whole       *prometheus.CounterVec
+	skew        prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -52,9 +53,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "shoal_swarm_blobs_total",
 			Help: "Downloads that ended on this node, by result: whole, failed or abandoned.",
 		}, []string{"result"}),
+		skew: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "shoal_peer_clock_skew_seconds",
+			Help: "Largest difference, seen within ten minutes, between the clock of another node and this one's, positive or negative; whole seconds.",
+		}),
 	}
 	if r != nil {
-		r.MustRegister(m.received, m.sent, m.fallbacks, m.leases, m.corrupt, m.downloads, m.held, m.badMessages, m.whole)
+		r.MustRegister(m.received, m.sent, m.fallbacks, m.leases, m.corrupt, m.downloads, m.held, m.badMessages, m.whole, m.skew)
 	}
 	return m
 }

@@ -122,7 +122,7 @@ func New(c Config) (*Node, error) {
 		suspects:  map[string]time.Time{}, deaf: map[string]time.Time{},
 	}
 	n.life, n.endLife = context.WithCancel(context.Background())
-	n.peers = newPeerClient(c, c.Members.Self().ID)
+	n.peers = newPeerClient(c, c.Members.Self().ID, n.met.skew)
 	n.tracker = tracker.New(tracker.Config{
 		Params: c.Tracker, Live: n.live, Log: c.Log, Registerer: c.Registerer,
 	})

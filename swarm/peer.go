@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shoal-dev/shoal/swarm/members"
 	"github.com/shoal-dev/shoal/swarm/peertls"
@@ -43,9 +44,10 @@ type peerClient struct {
 	control, data *http.Client
 	scheme        string
 	self          string
+	clocks        clocks
 }
 
-func newPeerClient(c Config, self string) *peerClient {
+func newPeerClient(c Config, self string, skew prometheus.Gauge) *peerClient {
 	dialer := &net.Dialer{Timeout: dialTimeout}
 	control := &http.Transport{
 		DialContext:         dialer.DialContext,
@@ -78,7 +80,7 @@ func newPeerClient(c Config, self string) *peerClient {
 	}
 	return &peerClient{
 		control: &http.Client{Transport: control}, data: &http.Client{Transport: data},
-		scheme: scheme, self: self,
+		scheme: scheme, self: self, clocks: clocks{gauge: skew},
 	}
 }
 
@@ -108,6 +110,7 @@ func (p *peerClient) do(c *http.Client, req *http.Request, m members.Member) (*h
 			return nil, fmt.Errorf("ask node %s: %w: %s answers as %q", m.ID, ErrUnavailable, m.Control, id)
 		}
 	}
+	p.clocks.compare(resp.Header.Get("Date"), time.Now())
 	if resp.StatusCode/100 != 2 {
 		defer resp.Body.Close()
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 200))

@@ -84,7 +84,7 @@ func TestImage(t *testing.T) {
 	t.Cleanup(server.Close)
 	ref := strings.TrimPrefix(server.URL, "http://") + "/shoal:test"
 	archive := filepath.Join(t.TempDir(), "image.tar")
-	if err := run(t.Context(), options{
+	if err := run(t.Context(), t.Output(), options{
 		output: archive, tag: ref, push: ref, insecure: true, binaries: []string{amd64, arm64},
 	}); err != nil {
 		t.Fatal(err)
@@ -218,7 +218,7 @@ func TestReproducible(t *testing.T) {
 	var archives [2]string
 	for i, binary := range []string{one, two} {
 		path := filepath.Join(dir, "image.tar")
-		if err := run(t.Context(), options{output: path, binaries: []string{binary}}); err != nil {
+		if err := run(t.Context(), t.Output(), options{output: path, binaries: []string{binary}}); err != nil {
 			t.Fatal(err)
 		}
 		text, err := os.ReadFile(path)
@@ -252,7 +252,7 @@ func TestRefuses(t *testing.T) {
 		{"with cgo", "CGO_ENABLED=0", options{output: "x", binaries: []string{compile(t, "amd64", "hello", "CGO_ENABLED=1")}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if err := run(t.Context(), c.o); err == nil || !strings.Contains(err.Error(), c.want) {
+			if err := run(t.Context(), t.Output(), c.o); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want one with %q", err, c.want)
 			}
 		})

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 
@@ -43,15 +44,15 @@ func main() {
 	o.binaries = flag.Args()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	if err := run(ctx, os.Stdout, o); err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1) //nolint:gocritic // nothing is left to stop
 	}
 }
 
-func run(ctx context.Context, o options) error {
+func run(ctx context.Context, w io.Writer, o options) error {
 	if len(o.binaries) == 0 || o.output == "" && o.push == "" {
-		return errors.New("usage: image [-o FILE [-tag NAME]] [-push NAME [-insecure]] BINARY ...")
+		return errors.New("usage: image [-o FILE [-tag NAME]] [-push NAME [-insecure]] BINARY [BINARY]")
 	}
 	index, err := newIndex(o.binaries)
 	if err != nil {
@@ -65,7 +66,7 @@ func run(ctx context.Context, o options) error {
 		if err := writeArchive(o.output, o.tag, index); err != nil {
 			return fmt.Errorf("write %s: %w", o.output, err)
 		}
-		fmt.Printf("%s %s\n", o.output, digest)
+		fmt.Fprintf(w, "%s %s\n", o.output, digest)
 	}
 	if o.push == "" {
 		return nil
@@ -73,7 +74,7 @@ func run(ctx context.Context, o options) error {
 	if err := push(ctx, o.push, o.insecure, index); err != nil {
 		return fmt.Errorf("push %s: %w", o.push, err)
 	}
-	fmt.Printf("%s@%s\n", o.push, digest)
+	fmt.Fprintf(w, "%s@%s\n", o.push, digest)
 	return nil
 }
 

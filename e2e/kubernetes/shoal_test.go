@@ -218,8 +218,36 @@ func (s *suite) install(t *testing.T) {
 // rollout: about one copy of a new image leaves the registry.
 func (s *suite) rollout(t *testing.T) {
 	img := push(t, s.Cluster, "app", "v1", 200e6, 4, 0)
+	const fresh, through, past = "shoal_tracker_new_bytes_total",
+		`shoal_mirror_landed_blobs_total{through="mirror"}`, `shoal_mirror_landed_blobs_total{through="elsewhere"}`
+	before := map[string]float64{}
+	for _, m := range []string{fresh, through, past} {
+		before[m] = s.sum(t, m)
+	}
 	took, bytes := rollOut(t, s.Cluster, "app", daemonSet("app", img.Ref), len(s.Nodes))
 	s.check(t, "app", took, bytes, img.Size())
+	// What the alerts go by: one copy was new to the cluster, and all blobs of all
+	// nodes came through the mirror.
+	if n := s.sum(t, fresh) - before[fresh]; n != float64(img.Size()) {
+		t.Errorf("%.0f bytes counted as new to the cluster, want %d", n, img.Size())
+	}
+	want := float64(len(s.Nodes) * (len(img.Layers) + 2))
+	eventually(t, 30*time.Second, fmt.Sprintf("%.0f blobs to be counted as landed", want), func() bool {
+		return s.sum(t, through)-before[through] == want
+	})
+	if n := s.sum(t, past) - before[past]; n != 0 {
+		t.Errorf("%.0f blobs counted as landed past the mirror", n)
+	}
+}
+
+// sum of a metric over all nodes.
+func (s *suite) sum(t *testing.T, metric string) float64 {
+	t.Helper()
+	var sum float64
+	for _, n := range s.Nodes {
+		sum += s.metrics(t, n)[metric]
+	}
+	return sum
 }
 
 // check verifies that no pull failed and that no more than 1.1 copies of size

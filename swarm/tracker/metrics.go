@@ -6,6 +6,7 @@ type metrics struct {
 	swarms    prometheus.Gauge
 	inventory prometheus.Gauge
 	disputes  prometheus.Counter
+	fresh     prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -22,9 +23,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "shoal_tracker_disputes_total",
 			Help: "Published piece digests that a node proved wrong.",
 		}),
+		fresh: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_tracker_new_bytes_total",
+			Help: "Bytes of blobs that the cluster brought in while no node had them, counted once for each blob, by its tracker.",
+		}),
 	}
 	if r != nil {
-		r.MustRegister(m.swarms, m.inventory, m.disputes)
+		r.MustRegister(m.swarms, m.inventory, m.disputes, m.fresh)
 	}
 	return m
 }

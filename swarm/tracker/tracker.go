@@ -187,7 +187,10 @@ func (s *Session) Handle(u Up) error {
 	now := time.Now()
 	if u.Whole {
 		s.t.mu.Lock()
-		s.t.inv.add(s.key.digest, max(u.WholeSize, s.key.size), s.node, now)
+		size := max(u.WholeSize, s.key.size)
+		if s.t.inv.add(s.key.digest, size, s.node, now) {
+			s.t.met.fresh.Add(float64(size))
+		}
 		s.t.mu.Unlock()
 	}
 	s.sw.mu.Lock()

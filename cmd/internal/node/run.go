@@ -10,8 +10,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-dev/shoal/swarm"
 )
 
 const (
@@ -82,7 +85,13 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	if n.containerd != nil {
 		run(&parts, partLife, "containerd", func(ctx context.Context) error {
-			return n.containerd.Run(ctx, n.swarm.Announce)
+			return n.containerd.Run(ctx, func(added []swarm.Held, removed []digest.Digest) {
+				n.swarm.Announce(added, removed)
+				// Before it is ready, it tells of what has been there.
+				if n.containerd.Ready() {
+					n.mirror.Landed(added)
+				}
+			})
 		})
 	}
 	serve("control listener", controlSrv, n.controlLn, n.creds != nil)
