@@ -36,10 +36,12 @@ func (d *delivered) add(sum digest.Digest) {
 	d.c.Add(sum, struct{}{})
 }
 
-func (d *delivered) has(sum digest.Digest) bool {
+// take reports whether the digest is there, and forgets it: the next time it may
+// come another way.
+func (d *delivered) take(sum digest.Digest) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.c.Contains(sum)
+	return d.c.Remove(sum)
 }
 
 // Landed tells the mirror which blobs came into containerd's content store just
@@ -48,7 +50,7 @@ func (d *delivered) has(sum digest.Digest) bool {
 func (m *Mirror) Landed(blobs []swarm.Held) {
 	for _, b := range blobs {
 		way := throughElsewhere
-		if m.delivered.has(b.Digest) {
+		if m.delivered.take(b.Digest) {
 			way = throughMirror
 		}
 		m.met.landed.WithLabelValues(way).Inc()

@@ -50,8 +50,18 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "Blobs that came into containerd's content store, by how: through this mirror (mirror), or past it (elsewhere), from a registry or an import.",
 		}, []string{"through"}),
 	}
+	// What alerts count has to be there before it happens: an increase from
+	// nothing to 1 is none.
 	for _, way := range []string{throughMirror, throughElsewhere} {
-		m.landed.WithLabelValues(way) // rates need a first value
+		m.landed.WithLabelValues(way)
+	}
+	for _, what := range []string{degradedTag, degradedPermission} {
+		m.degraded.WithLabelValues(what)
+	}
+	for _, reason := range []string{
+		reasonUpstream, reasonSlow, reasonDisk, reasonFailed, reasonCooldown, reasonCutStalled, reasonCutFailed,
+	} {
+		m.fallbacks.WithLabelValues(reason)
 	}
 	if r != nil {
 		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight, m.ahead, m.landed)

@@ -24,6 +24,7 @@ const (
 	reasonNamespace   = "bad_namespace"      // malformed or repeated ns
 	reasonNoNamespace = "no_namespace"       // no ns, and no default registry
 	reasonRegistry    = "registry"           // a registry that is not mirrored
+	reasonCanary      = "canary"             // shoal doctor tries whether containerd asks here
 	reasonRoute       = "route"              // a path that is not of the pull API
 	reasonMethod      = "method"             // a method that does not read
 	reasonRange       = "range"              // unsatisfiable, or several ranges

@@ -8,6 +8,12 @@ import (
 	"github.com/shoal-dev/shoal/swarm"
 )
 
+// What a registry could not be asked for, when a request was served all the same.
+const (
+	degradedTag        = "tag"
+	degradedPermission = "permission"
+)
+
 // dearest is the source that names a whole download: the registry if it was
 // needed at all, else peers if they were.
 func dearest(s swarm.Stats) swarm.Source {
@@ -61,10 +67,10 @@ func (m *Mirror) record(p *pull) {
 		m.met.fallbacks.WithLabelValues(p.reason).Inc()
 	}
 	if served && p.stale {
-		m.met.degraded.WithLabelValues("tag").Inc()
+		m.met.degraded.WithLabelValues(degradedTag).Inc()
 	}
 	if served && p.offline {
-		m.met.degraded.WithLabelValues("permission").Inc()
+		m.met.degraded.WithLabelValues(degradedPermission).Inc()
 	}
 	by := apportion(p.sent, p.stats)
 	for source, n := range map[swarm.Source]int64{

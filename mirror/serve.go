@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -19,6 +20,10 @@ const (
 	kindManifest kind = "manifest"
 	kindBlob     kind = "blob"
 )
+
+// canaryPrefix begins the names of repositories that only `shoal doctor` asks for.
+// No registry is asked for them.
+const canaryPrefix = "shoal-doctor/"
 
 // unknownCode is the specification's code for a thing of this kind that is not
 // there.
@@ -145,6 +150,9 @@ func (m *Mirror) admit(r *http.Request, p *pull) error {
 	}
 	if p.repo.Name, err = parseName(vars["name"]); err != nil {
 		return &miss{code: codeNameInvalid, reason: reasonName, message: "invalid repository name", cause: err}
+	}
+	if strings.HasPrefix(p.repo.Name, canaryPrefix) {
+		return &miss{code: codeNameUnknown, reason: reasonCanary, message: "a canary of 'shoal doctor', which has arrived"}
 	}
 	if err := p.identify(vars["ref"]); err != nil {
 		return err

@@ -58,6 +58,14 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "Largest difference, seen within ten minutes, between the clock of another node and this one's, positive or negative; whole seconds.",
 		}),
 	}
+	// What alerts count has to be there before it happens: an increase from
+	// nothing to 1 is none.
+	for _, what := range []string{"piece", "blob", "small"} {
+		m.corrupt.WithLabelValues(what)
+	}
+	for _, reason := range []string{"no_tracker", "no_peers", "stalled", "starved", "stale_tag"} {
+		m.fallbacks.WithLabelValues(reason)
+	}
 	if r != nil {
 		r.MustRegister(m.received, m.sent, m.fallbacks, m.leases, m.corrupt, m.downloads, m.held, m.badMessages, m.whole, m.skew)
 	}

@@ -29,6 +29,8 @@ const (
 	exitNotServed   = 3
 	exitUnreachable = 4
 	exitDigest      = 5
+	exitWarnings    = 6
+	exitErrors      = 7
 	exitInterrupted = 130 // 128 + SIGINT, as shells have it
 )
 
@@ -37,6 +39,7 @@ type cli struct {
 	Serve       serveCmd       `cmd:"" help:"Run a node: mirror, swarm and all."`
 	Certs       certsCmd       `cmd:"" help:"Make the credentials with which nodes recognise each other."`
 	Configure   configureCmd   `cmd:"" help:"Make containerd ask the mirror before the registries."`
+	Doctor      doctorCmd      `cmd:"" help:"Find out why images do not come through Shoal on this node."`
 	Unconfigure unconfigureCmd `cmd:"" help:"Make containerd ask the registries as before."`
 	Kube        kubeCmd        `cmd:"" help:"Steps of an installation in Kubernetes."`
 	Pull        pullCmd        `cmd:"" help:"Pull an image through a mirror and verify every digest."`

@@ -210,8 +210,10 @@ func (s *suite) install(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	// Its exit status says that it found nothing.
 	for _, pod := range s.pods(t) {
-		t.Log(s.kubectl(t, "logs", "--namespace", namespace, pod.Metadata.Name, "--tail=5", "--all-containers"))
+		t.Logf("shoal doctor on %s:\n%s", pod.Spec.NodeName,
+			s.kubectl(t, "exec", "--namespace", namespace, pod.Metadata.Name, "--container", "shoal", "--", "shoal", "doctor"))
 	}
 }
 

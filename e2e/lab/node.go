@@ -152,8 +152,9 @@ disabled_plugins = [
   enable_cdi = false
 `
 
-// StartContainerd starts containerd and waits until CRI answers.
-func (n *Node) StartContainerd(ctx context.Context) error {
+// StartContainerd starts containerd, with more environment if need be, and waits
+// until CRI answers.
+func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
 	config := filepath.Join(n.Dir, "containerd.toml")
 	text := fmt.Sprintf(containerdConfig, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir())
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
@@ -165,7 +166,7 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 		// Unpacking is to cost the same wherever the benchmark runs.
 		"CONTAINERD_DISABLE_PIGZ=1", "CONTAINERD_DISABLE_IGZIP=1",
 	}
-	p, err := startProcess(n.Machine, "containerd", filepath.Join(n.Dir, "containerd.log"), env,
+	p, err := startProcess(n.Machine, "containerd", filepath.Join(n.Dir, "containerd.log"), append(env, more...),
 		n.lab.programs.Containerd, "--config", config, "--log-level", "info")
 	if err != nil {
 		return err

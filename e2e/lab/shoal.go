@@ -85,6 +85,24 @@ func (n *Node) shoalArgs() []string {
 	return append(args, n.lab.cfg.ShoalArgs...)
 }
 
+// ShoalEnv are the node's settings as environment, for other commands of Shoal's
+// than serve.
+func (n *Node) ShoalEnv() []string {
+	var env []string
+	set := map[string]int{}
+	args := n.shoalArgs()[1:]
+	for i := 0; i+1 < len(args); i += 2 {
+		name := "SHOAL_" + strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(args[i], "--"), "-", "_"))
+		if at, ok := set[name]; ok {
+			env[at] += "," + args[i+1]
+			continue
+		}
+		set[name] = len(env)
+		env = append(env, name+"="+args[i+1])
+	}
+	return env
+}
+
 // StartShoal starts Shoal and waits until it is ready.
 func (n *Node) StartShoal(ctx context.Context) error {
 	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + n.shoalDir()}

@@ -221,6 +221,9 @@ func (c *Credentials) refuse(f files, err error) {
 		Msg("new peer credentials refused; keeping the previous ones")
 }
 
+// Expiry is when the node's certificate ends.
+func (c *Credentials) Expiry() time.Time { return c.set.Load().cert.Leaf.NotAfter }
+
 // warnExpiry logs once per certificate that its end is near.
 func (c *Credentials) warnExpiry() {
 	s := c.set.Load()

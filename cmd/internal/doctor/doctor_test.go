@@ -1,0 +1,388 @@
+package doctor
+
+import (
+	"encoding/pem"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/shoal-dev/shoal/swarm/peertls"
+)
+
+const mirror = "http://127.0.0.1:6500"
+
+// node makes a file system of a node, with files by their paths.
+func node(t *testing.T, files map[string]string) *Env {
+	t.Helper()
+	e := &Env{
+		Root: t.TempDir(), Config: "/etc/containerd/config.toml", HostsDir: "/etc/containerd/certs.d", Mirror: mirror,
+		Registries: []string{"docker.io", "registry.test:5000", "*.gcr.io"},
+		Proxy:      func(*url.URL) (*url.URL, error) { return nil, nil },
+		DataDir:    "/", ControlPort: "6501", WirePort: "6502", GossipPort: "6503", Cluster: "test",
+	}
+	for name, text := range files {
+		p := e.path(name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(name, "/") {
+			p = filepath.Join(p, ".keep")
+		}
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return e
+}
+
+func ids(all []Finding) []string {
+	out := []string{}
+	for _, f := range all {
+		out = append(out, f.ID)
+	}
+	return out
+}
+
+// evidence tells whether a finding shows something.
+func evidence(all []Finding, text string) bool {
+	return slices.ContainsFunc(all, func(f Finding) bool {
+		return strings.Contains(strings.Join(append(f.Evidence, f.Fix), "\n"), text)
+	})
+}
+
+const (
+	good3 = "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
+	good2 = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d/\"\n"
+)
+
+func TestConfig(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		want  []string
+		shows string
+	}{
+		{"version 3", map[string]string{"config.toml": good3}, nil, ""},
+		{"version 2", map[string]string{"config.toml": good2}, nil, ""},
+		{"no file", nil, []string{"config-path-unset"}, "config.toml"},
+		{"not set", map[string]string{"config.toml": "version = 3\n"}, []string{"config-path-unset"}, "config_path = \"/etc/containerd/certs.d\""},
+		{"two directories", map[string]string{"config.toml": strings.Replace(good3, "certs.d", "certs.d:/etc/docker/certs.d", 1)},
+			[]string{"config-path-two"}, "/etc/docker/certs.d"},
+		{"elsewhere", map[string]string{"config.toml": strings.Replace(good3, "/etc/containerd/certs.d", "/opt/hosts", 1)},
+			[]string{"config-path-elsewhere"}, "/opt/hosts"},
+		{"a section of 1.x in version 3", map[string]string{"config.toml": strings.Replace(good2, "version = 2", "version = 3", 1)},
+			[]string{"config-plugin", "config-path-unset"}, "cri.v1.images"},
+		{"a section of 2.x in version 2", map[string]string{"config.toml": strings.Replace(good3, "version = 3", "version = 2", 1)},
+			[]string{"config-plugin", "config-path-unset"}, "grpc.v1.cri"},
+		{"mirrors", map[string]string{"config.toml": good2 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n"},
+			[]string{"config-legacy"}, ""},
+		{"syntax", map[string]string{"config.toml": "version = 3\n\n[plugins\n"}, []string{"config-unparsable"}, "line 3"},
+		{"by import", map[string]string{"config.toml": "version = 3\nimports = [\"conf.d/*.toml\"]\n", "conf.d/a.toml": good3}, nil, ""},
+		{"the last import counts", map[string]string{
+			"config.toml":   "imports = [\"/etc/containerd/conf.d/*.toml\"]\n" + good3,
+			"conf.d/a.toml": good3, "conf.d/b.toml": strings.Replace(good3, "certs.d", "other", 1),
+		}, []string{"config-path-elsewhere"}, "conf.d/b.toml"},
+		{"an import in circles", map[string]string{"config.toml": "imports = [\"config.toml\"]\n" + good3}, nil, ""},
+		{"discards layers", map[string]string{"config.toml": good3 + "[plugins.\"io.containerd.cri.v1.images\"]\ndiscard_unpacked_layers = true\n"},
+			[]string{"discard-unpacked-layers"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			files := map[string]string{}
+			for name, text := range c.files {
+				files["/etc/containerd/"+name] = text
+			}
+			found := checkConfig(node(t, files))
+			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
+				t.Error(diff)
+			}
+			if c.shows != "" && !evidence(found, c.shows) {
+				t.Errorf("%+v does not show %q", found, c.shows)
+			}
+		})
+	}
+}
+
+func TestHosts(t *testing.T) {
+	const (
+		ours   = "[host.\"" + mirror + "\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+		theirs = "[host.\"https://mirror.test\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+	)
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		want  []string
+		shows string
+	}{
+		{"all", map[string]string{"_default/hosts.toml": ours}, nil, ""},
+		{"one", map[string]string{"docker.io/hosts.toml": ours + theirs}, nil, ""},
+		{"another one is none of ours", map[string]string{"_default/hosts.toml": ours, "other.test/hosts.toml": theirs}, nil, ""},
+		{"no directory", nil, []string{"hosts-missing"}, "certs.d"},
+		{"nothing of ours", map[string]string{"other.test/hosts.toml": theirs}, []string{"hosts-missing"}, ""},
+		{"without", map[string]string{"_default/hosts.toml": theirs}, []string{"hosts-without-mirror"}, "mirror.test"},
+		{"another port", map[string]string{"_default/hosts.toml": strings.Replace(ours, "6500", "6600", 1)}, []string{"hosts-without-mirror"}, "6600"},
+		{"second", map[string]string{"_default/hosts.toml": theirs + ours}, []string{"hosts-order"}, "mirror.test"},
+		{"pull only", map[string]string{"_default/hosts.toml": strings.Replace(ours, ", \"resolve\"", "", 1)}, []string{"hosts-capabilities"}, "resolve"},
+		{"hidden", map[string]string{"_default/hosts.toml": ours, "registry.test_5000_/": ""}, []string{"hosts-without-mirror"}, "registry.test_5000_"},
+		{"a pattern", map[string]string{"_default/hosts.toml": ours, "eu.gcr.io/hosts.toml": theirs}, []string{"hosts-without-mirror"}, "eu.gcr.io"},
+		{"syntax", map[string]string{"_default/hosts.toml": "server = \"x\"\n[host\n"}, []string{"hosts-unparsable"}, "line 2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			files := map[string]string{}
+			for name, text := range c.files {
+				files["/etc/containerd/certs.d/"+name] = text
+			}
+			found := checkHosts(node(t, files))
+			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
+				t.Error(diff)
+			}
+			if c.shows != "" && !evidence(found, c.shows) {
+				t.Errorf("%+v does not show %q", found, c.shows)
+			}
+		})
+	}
+}
+
+func TestProxy(t *testing.T) {
+	const unit = "/etc/systemd/system/containerd.service.d/proxy.conf"
+	process := func(env string) map[string]string {
+		return map[string]string{"/proc/12/comm": "bash\n", "/proc/34/comm": "containerd\n", "/proc/34/environ": env}
+	}
+	own := func(u *url.URL) (*url.URL, error) {
+		if u.Host == "registry.test:5000" {
+			return &url.URL{Host: "proxy.test"}, nil
+		}
+		return nil, nil
+	}
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		own   func(*url.URL) (*url.URL, error)
+		want  []string
+		shows string
+	}{
+		{"none", process("PATH=/bin\x00HOME=/root"), nil, nil, ""},
+		{"of the process", process("PATH=/bin\x00HTTPS_PROXY=http://proxy.test:3128"), nil, []string{"proxy-unknown"}, "docker.io, registry.test:5000"},
+		{"but for one", process("https_proxy=http://proxy.test:3128\x00no_proxy=.docker.io,10.0.0.0/8"), nil, []string{"proxy-unknown"}, "registry.test:5000"},
+		{"for nothing", process("HTTPS_PROXY=http://proxy.test:3128\x00NO_PROXY=*"), nil, nil, ""},
+		{"of both", process("HTTPS_PROXY=http://proxy.test:3128\x00NO_PROXY=.docker.io"), own, nil, ""},
+		{"of Shoal's alone", process("PATH=/bin"), own, []string{"proxy-own"}, "registry.test:5000"},
+		{"of the service", map[string]string{unit: "[Service]\nEnvironment=\"HTTPS_PROXY=http://proxy.test\" 'NO_PROXY=localhost,.docker.io'\n"},
+			nil, []string{"proxy-unknown"}, "registry.test:5000"},
+		{"not to be seen", nil, nil, []string{"not-examined"}, "no process"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := node(t, c.files)
+			if c.own != nil {
+				e.Proxy = c.own
+			}
+			found := checkProxy(e, e.path("/proc"))
+			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
+				t.Error(diff)
+			}
+			if c.shows != "" && !evidence(found, c.shows) {
+				t.Errorf("%+v does not show %q", found, c.shows)
+			}
+		})
+	}
+}
+
+// serveShoal answers like a node's metrics port and mirror.
+func serveShoal(t *testing.T, e *Env, ready, metrics string) {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, ready) })
+	mux.HandleFunc("/metrics", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, metrics) })
+	mux.HandleFunc("/v2/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	e.Mirror, e.Metrics = s.URL, s.URL
+}
+
+const isReady = `{"ready":true,"checks":{"mirror":"ok"}}`
+
+func TestShoal(t *testing.T) {
+	e := node(t, nil)
+	serveShoal(t, e, isReady, "shoal_members 3\n")
+	s := readShoal(t.Context(), e)
+	if found := checkShoal(t.Context(), e, s); len(found) > 0 || s.metrics["shoal_members"] != 3 {
+		t.Errorf("healthy: %+v, metrics %v", found, s.metrics)
+	}
+	serveShoal(t, e, `{"ready":false,"checks":{"mirror":"ok","containerd":"not connected"}}`, "")
+	found := checkShoal(t.Context(), e, readShoal(t.Context(), e))
+	if diff := cmp.Diff([]string{"not-ready"}, ids(found)); diff != "" || !evidence(found, "containerd: not connected") {
+		t.Errorf("not ready: %+v", found)
+	}
+	e.Mirror = e.Metrics + "/other" // 404
+	if found := checkShoal(t.Context(), e, shoal{ready: true}); !slices.Equal(ids(found), []string{"mirror-foreign"}) {
+		t.Errorf("another server: %+v", found)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := "http://" + l.Addr().String()
+	l.Close()
+	e.Mirror, e.Metrics = closed, closed
+	if found := checkShoal(t.Context(), e, readShoal(t.Context(), e)); !slices.Equal(ids(found), []string{"mirror-silent", "not-examined"}) {
+		t.Errorf("nothing: %+v", found)
+	}
+}
+
+func TestUpstreams(t *testing.T) {
+	limited := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) }))
+	t.Cleanup(limited.Close)
+	tls := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }))
+	t.Cleanup(tls.Close)
+	host := func(s *httptest.Server) string { return s.Listener.Addr().String() }
+	e := node(t, nil)
+	e.Registries, e.Insecure = []string{host(limited), host(tls), "*.test"}, []string{host(limited)}
+	found := checkUpstreams(t.Context(), e)
+	if diff := cmp.Diff([]string{"upstream-unreachable", "upstream-limited"}, ids(found)); diff != "" || !evidence(found, "certificate") {
+		t.Errorf("%s%+v", diff, found)
+	}
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pemOf(tls), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.CAs = map[string]string{host(tls): ca}
+	if diff := cmp.Diff([]string{"upstream-limited"}, ids(checkUpstreams(t.Context(), e))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestPeers(t *testing.T) {
+	ca, err := peertls.NewCA("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(ca *peertls.CA, life time.Duration) string {
+		t.Helper()
+		n, err := ca.Issue("n", time.Now(), life)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Join(t.TempDir(), "n")
+		if err := peertls.WriteNode(dir, n, false); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	dir := issue(ca, 100*24*time.Hour)
+	creds, err := peertls.Load(peertls.Config{Dir: dir, Cluster: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := httptest.NewUnstartedServer(http.NotFoundHandler())
+	peer.TLS = creds.ServerConfig("http/1.1")
+	peer.Config.ErrorLog = nil
+	peer.StartTLS()
+	t.Cleanup(peer.Close)
+	e := node(t, nil)
+	e.CertsDir, e.Join = dir, []string{"127.0.0.1:1"}
+	_, port, err := net.SplitHostPort(peer.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.ControlPort, e.WirePort, e.GossipPort = port, port, port
+	check := func(name string, s shoal, want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(append([]string{}, want...), ids(checkPeers(t.Context(), e, s))); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+	check("all is well", shoal{metrics: metrics{"shoal_members": 2}})
+	check("alone", shoal{metrics: metrics{"shoal_members": 1}}, "alone")
+	check("clock", shoal{metrics: metrics{"shoal_members": 2, "shoal_peer_clock_skew_seconds": -31}}, "clock-skew")
+	e.Advertise = "127.0.0.1"
+	check("the only one is itself", shoal{metrics: metrics{"shoal_members": 1}})
+	e.Advertise = ""
+
+	stranger, err := peertls.NewCA("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.CertsDir = issue(stranger, 100*24*time.Hour)
+	check("a stranger", shoal{metrics: metrics{"shoal_members": 1}}, "peer-refuses")
+	e.CertsDir = issue(ca, 24*time.Hour)
+	check("near its end", shoal{metrics: metrics{"shoal_members": 2}}, "certificate-expiring")
+	e.CertsDir = t.TempDir()
+	check("no certificate", shoal{metrics: metrics{"shoal_members": 2}}, "certificate")
+
+	e.CertsDir, e.WirePort = dir, "1"
+	check("a closed port", shoal{metrics: metrics{"shoal_members": 2}}, "peer-unreachable")
+	e.WirePort, e.Join = port, []string{"nowhere.invalid:6503"}
+	check("no such name", shoal{metrics: metrics{"shoal_members": 1}}, "join-unresolved")
+}
+
+func TestStorage(t *testing.T) {
+	e := node(t, nil)
+	s := shoal{metrics: metrics{}}
+	if found := checkStorage(e, s); len(found) > 0 {
+		t.Errorf("healthy: %+v", found)
+	}
+	s.metrics[`shoal_mirror_fallbacks_total{reason="disk_full"}`], s.metrics["shoal_containerd_damaged_blobs"] = 2, 1
+	e.DiskReserve = 1 << 60
+	if diff := cmp.Diff([]string{"disk-full", "cache-full", "content-damaged"}, ids(checkStorage(e, s))); diff != "" {
+		t.Error(diff)
+	}
+	e.DataDir = "/nowhere"
+	if diff := cmp.Diff([]string{"not-examined"}, ids(checkStorage(e, shoal{metrics: metrics{}}))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	for version, old := range map[string]bool{"v2.3.4": false, "1.7.34": false, "1.6.20~ds1": false, "v1.5.9": true, "0.2.1": true, "dev": false} {
+		if got := len(judgeVersion(version)) > 0; got != old {
+			t.Errorf("%s is old: %v", version, got)
+		}
+	}
+}
+
+// TestTroubleshooting: each finding has a section in the docs, and there are no
+// others.
+func TestTroubleshooting(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^### `([a-z0-9-]+)`$").FindAllStringSubmatch(string(text), -1) {
+		sections[m[1]] = true
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, f := range files {
+		code, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`\bID: "([a-z0-9-]+)"`).FindAllStringSubmatch(string(code), -1) {
+			found[m[1]] = true
+		}
+	}
+	if len(found) < 20 {
+		t.Fatalf("%d ids in the code: looking for them in the wrong way", len(found))
+	}
+	if diff := cmp.Diff(found, sections); diff != "" {
+		t.Errorf("-findings +sections of docs/troubleshooting.md:\n%s", diff)
+	}
+}
+
+func pemOf(s *httptest.Server) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+}
