@@ -47,7 +47,7 @@ func TestPrivate(t *testing.T) {
 		t.Run(scheme, func(t *testing.T) {
 			const rate = 100 * lab.Mbit
 			config := lab.Config{
-				Nodes: 4, Rate: rate, RegistryRate: rate,
+				Nodes: 4, Rate: rate, RegistryRate: rate, Containerd: allVersions,
 				ShoalArgs: []string{"--insecure-registry", "registry.lab:" + tokenPort},
 			}
 			service := newTokenService(t)

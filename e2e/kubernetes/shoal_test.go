@@ -62,6 +62,7 @@ func TestShoal(t *testing.T) {
 		{"Private", s.private},
 		{"NodeLost", s.nodeLost},
 		{"Outage", s.outage},
+		{"HostNetwork", s.hostNetwork},
 		{"Rollback", s.rollback},
 		{"Uninstall", s.uninstall},
 	} {
@@ -240,6 +241,11 @@ func (s *suite) rollout(t *testing.T) {
 	if n := s.sum(t, past) - before[past]; n != 0 {
 		t.Errorf("%.0f blobs counted as landed past the mirror", n)
 	}
+	for _, n := range s.Nodes {
+		m := s.metrics(t, n)
+		t.Logf("Shoal on %s: %.0f MiB resident, %.1f s of CPU since its start", n.Name,
+			m["process_resident_memory_bytes"]/(1<<20), m["process_cpu_seconds_total"])
+	}
 }
 
 // sum of a metric over all nodes.
@@ -383,6 +389,20 @@ func (s *suite) outage(t *testing.T) {
 	if err := s.Lab.RestoreRegistry(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// hostNetwork: for clusters whose CNI has no hostPort.
+func (s *suite) hostNetwork(t *testing.T) {
+	s.helm(t, "upgrade", s.chart, "--values", s.values, "--set", "hostNetwork=true")
+	waitReady(t, s.Cluster, namespace, release, len(s.Nodes))
+	for _, pod := range s.pods(t) {
+		if !strings.HasPrefix(pod.Status.PodIP, "10.77.") {
+			t.Errorf("the pod on %s has the address %s, want the node's", pod.Spec.NodeName, pod.Status.PodIP)
+		}
+	}
+	img := push(t, s.Cluster, "hostnetwork", "v1", 60e6, 2, 0)
+	took, bytes := rollOut(t, s.Cluster, "hostnetwork", daemonSet("hostnetwork", img.Ref), len(s.Nodes))
+	s.check(t, "hostnetwork", took, bytes, img.Size())
 }
 
 // rollback: the first revision comes back, and works.

@@ -32,6 +32,8 @@ type Config struct {
 	// Rate of each node's link, and RegistryRate of the registry's. Zero is
 	// unshaped, which means several Gbit/s shared by all.
 	Rate, RegistryRate Rate
+	// Containerd are the versions that the nodes have, in turn. Empty: the newest.
+	Containerd []Containerd
 	// Memory keeps containerd's and the registry's files in memory. containerd
 	// syncs each layer to disk; a dozen nodes doing that on one disk at the
 	// same moment would be measured in place of the network, and so would an
@@ -73,9 +75,11 @@ type Lab struct {
 
 	cfg      Config
 	programs Programs
-	hello    string // the images' entry point
-	lock     *os.File
-	bridge   *Machine
+	// containerd are the folders of the versions that nodes have.
+	containerd map[Containerd]string
+	hello      string // the images' entry point
+	lock       *os.File
+	bridge     *Machine
 
 	mu     sync.Mutex
 	nodes  []*Node
@@ -117,6 +121,12 @@ func New(ctx context.Context, c Config) (_ *Lab, err error) {
 	c.Log.Info().Msg("building containerd and the registry, unless cached")
 	if l.programs, err = BuildPrograms(ctx); err != nil {
 		return nil, err
+	}
+	l.containerd = map[Containerd]string{ContainerdNewest: filepath.Dir(l.programs.Containerd)}
+	for _, v := range c.Containerd {
+		if l.containerd[v], err = BuildContainerd(ctx, v); err != nil {
+			return nil, err
+		}
 	}
 	// Sockets live in here, and their paths have a hundred-odd characters.
 	if l.Dir, err = os.MkdirTemp("", tempPrefix); err != nil {

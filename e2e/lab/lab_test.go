@@ -273,7 +273,8 @@ func TestConfigValidate(t *testing.T) {
 	}{
 		{"one node", Config{Nodes: 1}, true},
 		{"most nodes", Config{Nodes: maxNodes, Rate: Gbit}, true},
-		{"none", Config{}, false},
+		{"none of its own", Config{}, true},
+		{"fewer than none", Config{Nodes: -1}, false},
 		{"too many", Config{Nodes: maxNodes + 1}, false},
 		{"negative rate", Config{Nodes: 1, Rate: -1}, false},
 	} {

@@ -31,10 +31,11 @@ type Node struct {
 	// Dir holds the node's configuration, sockets and logs.
 	Dir string
 
-	lab  *Lab
-	cri  internalapi.ImageManagerService
-	runs sync.Mutex // one container at a time; guards run
-	run  int
+	lab     *Lab
+	version Containerd
+	cri     internalapi.ImageManagerService
+	runs    sync.Mutex // one container at a time; guards run
+	run     int
 
 	mu         sync.Mutex
 	containerd *Process
@@ -50,6 +51,9 @@ func (l *Lab) addNode() *Node {
 		Machine: &Machine{Name: fmt.Sprintf("n%d", i), Address: fmt.Sprintf("%s.1.%d", network, i)},
 		Dir:     filepath.Join(l.Dir, fmt.Sprintf("n%d", i)),
 		lab:     l,
+	}
+	if vs := l.cfg.Containerd; len(vs) > 0 {
+		n.version = vs[(i-1)%len(vs)]
 	}
 	l.nodes = append(l.nodes, n)
 	return n
@@ -152,22 +156,56 @@ disabled_plugins = [
   enable_cdi = false
 `
 
+// containerd1Config is the same for 1.6 and 1.7.
+const containerd1Config = `version = 2
+root = %q
+state = "/run/containerd"
+disabled_plugins = [
+  "io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.internal.v1.tracing", "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
+]
+[grpc]
+  address = %q
+[plugins."io.containerd.grpc.v1.cri"]
+  restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = %q
+`
+
+// ContainerdVersion is what the node's containerd says of itself.
+func (n *Node) ContainerdVersion() (string, error) {
+	out, err := exec.Command(n.program("containerd"), "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask containerd for its version: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// program is the path of a program of the node's containerd.
+func (n *Node) program(name string) string { return filepath.Join(n.lab.containerd[n.version], name) }
+
 // StartContainerd starts containerd, with more environment if need be, and waits
 // until CRI answers.
 func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
 	config := filepath.Join(n.Dir, "containerd.toml")
-	text := fmt.Sprintf(containerdConfig, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir())
+	text := containerdConfig
+	if n.version != ContainerdNewest {
+		text = containerd1Config
+	}
+	text = fmt.Sprintf(text, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir())
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("start containerd on %s: %w", n.Name, err)
 	}
 	env := []string{
 		// The shim lies beside containerd.
-		"PATH=" + filepath.Dir(n.lab.programs.Containerd) + ":" + os.Getenv("PATH"),
+		"PATH=" + n.lab.containerd[n.version] + ":" + os.Getenv("PATH"),
 		// Unpacking is to cost the same wherever the benchmark runs.
 		"CONTAINERD_DISABLE_PIGZ=1", "CONTAINERD_DISABLE_IGZIP=1",
 	}
 	p, err := startProcess(n.Machine, "containerd", filepath.Join(n.Dir, "containerd.log"), append(env, more...),
-		n.lab.programs.Containerd, "--config", config, "--log-level", "info")
+		n.program("containerd"), "--config", config, "--log-level", "info")
 	if err != nil {
 		return err
 	}
@@ -285,7 +323,7 @@ func (n *Node) Run(ctx context.Context, ref string) (string, error) {
 	// The control group's name is seen by all nodes.
 	id := fmt.Sprintf("%s-%d", n.Name, n.run)
 	var out, errs strings.Builder
-	cmd := exec.CommandContext(ctx, n.lab.programs.Ctr, "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
+	cmd := exec.CommandContext(ctx, n.program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
 		"run", "--rm", "--cgroup", "/"+cgroupName+"/"+id, ref, id)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := n.start(cmd); err != nil {
@@ -295,6 +333,21 @@ func (n *Node) Run(ctx context.Context, ref string) (string, error) {
 		return "", fmt.Errorf("run %s on %s: %w: %s", ref, n.Name, err, strings.TrimSpace(errs.String()))
 	}
 	return out.String(), nil
+}
+
+// CtrPull pulls an image with ctr, which has to be told of hosts.toml files.
+func (n *Node) CtrPull(ctx context.Context, ref string) error {
+	var out strings.Builder
+	cmd := exec.CommandContext(ctx, n.program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
+		"images", "pull", "--hosts-dir", n.HostsDir(), ref)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := n.start(cmd); err != nil {
+		return fmt.Errorf("pull %s with ctr on %s: %w", ref, n.Name, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("pull %s with ctr on %s: %w: %s", ref, n.Name, err, strings.TrimSpace(out.String()))
+	}
+	return nil
 }
 
 // Disconnect pulls the node's cable out and Reconnect plugs it in again.

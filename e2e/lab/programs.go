@@ -49,7 +49,54 @@ func Check() error {
 
 // Programs are the paths of what the laboratory runs.
 type Programs struct {
-	Containerd, Ctr, Registry string
+	Containerd, Registry string
+}
+
+// Containerd is a version of it.
+type Containerd string
+
+// The versions there are.
+const (
+	// ContainerdNewest is the release of 2.x that e2e/programs/containerd pins.
+	ContainerdNewest Containerd = ""
+	// Containerd17 is the release of 1.7 that e2e/programs/containerd-1.7 pins.
+	Containerd17 Containerd = "1.7"
+	// ContainerdDebian is what this computer's release of Debian or Ubuntu has:
+	// 1.6.20 in Debian 12.
+	ContainerdDebian Containerd = "debian"
+)
+
+// BuildContainerd returns the folder with containerd, its shim and ctr, built, or
+// unpacked, unless the cache has them.
+func BuildContainerd(ctx context.Context, version Containerd) (string, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	switch version {
+	case ContainerdNewest:
+		return buildCached(ctx, filepath.Join(root, "e2e/programs/containerd"), "",
+			"github.com/containerd/containerd/v2/cmd/containerd",
+			"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+			"github.com/containerd/containerd/v2/cmd/ctr")
+	case Containerd17:
+		return buildCached(ctx, filepath.Join(root, "e2e/programs/containerd-1.7"), "",
+			"github.com/containerd/containerd/cmd/containerd",
+			"github.com/containerd/containerd/cmd/containerd-shim-runc-v2",
+			"github.com/containerd/containerd/cmd/ctr")
+	case ContainerdDebian:
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return "", fmt.Errorf("find cache: %w", err)
+		}
+		dir := filepath.Join(cache, "shoal", "bin", "containerd-debian")
+		if out, err := exec.CommandContext(ctx, filepath.Join(root, ".ci/unpack"), "containerd", dir).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("unpack Debian's containerd: %w: %s", err, out)
+		}
+		return filepath.Join(dir, "usr/bin"), nil
+	default:
+		return "", fmt.Errorf("no containerd %q", version)
+	}
 }
 
 // buildFlags make binaries that depend on nothing of this computer.
@@ -66,10 +113,7 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 	if err != nil {
 		return Programs{}, err
 	}
-	containerd, err := buildCached(ctx, filepath.Join(root, "e2e/programs/containerd"), "",
-		"github.com/containerd/containerd/v2/cmd/containerd",
-		"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
-		"github.com/containerd/containerd/v2/cmd/ctr")
+	containerd, err := BuildContainerd(ctx, ContainerdNewest)
 	if err != nil {
 		return Programs{}, err
 	}
@@ -80,7 +124,6 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 	}
 	return Programs{
 		Containerd: filepath.Join(containerd, "containerd"),
-		Ctr:        filepath.Join(containerd, "ctr"),
 		Registry:   filepath.Join(registry, "registry"),
 	}, nil
 }
