@@ -214,6 +214,9 @@ func (l *Lab) Reboot(m *Machine, rate Rate) error {
 // Log is where the laboratory tells of its steps.
 func (l *Lab) Log() zerolog.Logger { return l.cfg.Log }
 
+// Hello is the path of the program that images have as their entry point.
+func (l *Lab) Hello() string { return l.hello }
+
 // Programs are what the laboratory's machines run.
 func (l *Lab) Programs() Programs { return l.programs }
 
