@@ -6,24 +6,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 )
 
 // Remove removes the store at dir, and dir too unless something else is in it.
 // That there is no store is not an error; that a process uses it is.
 func Remove(dir string) error {
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	lock, err := lockStore("remove", dir, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove piece store: %w", err)
+		return err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("remove piece store %s: another process uses it: %w", dir, err)
-	}
 	// The lock last: while it is there, a removal that failed can be repeated.
 	for _, name := range []string{"partial", "complete", "lock"} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {

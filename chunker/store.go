@@ -60,13 +60,9 @@ func Open(o Options) (*Store, error) {
 			return nil, fmt.Errorf("open piece store: %w", err)
 		}
 	}
-	lock, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	lock, err := lockStore("open", o.Dir, os.O_CREATE)
 	if err != nil {
-		return nil, fmt.Errorf("open piece store: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("open piece store %s: another process uses it: %w", o.Dir, err)
+		return nil, err
 	}
 	s.lock = lock
 	if err := errors.Join(s.recover(), s.met.register(o.Registerer)); err != nil {
@@ -74,6 +70,20 @@ func Open(o Options) (*Store, error) {
 		return nil, fmt.Errorf("open piece store: %w", err)
 	}
 	return s, nil
+}
+
+// lockStore takes the store of a directory for this process, in order to do
+// something with it. The kernel lets it go with the file.
+func lockStore(do, dir string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), flag|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s piece store: %w", do, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s piece store %s: another process uses it: %w", do, dir, err)
+	}
+	return f, nil
 }
 
 // Close gives the store to the next process. Blobs still pinned fail their

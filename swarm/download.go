@@ -317,7 +317,7 @@ func (d *download) pieceDone(i int) {
 
 // pieceBad hears from the engine of a piece that kept failing.
 func (d *download) pieceBad(i int, peers []string) {
-	d.n.met.corrupt.WithLabelValues("piece").Inc()
+	d.n.met.corrupt.WithLabelValues(corruptPiece).Inc()
 	d.mu.Lock()
 	by := d.vouchers[i]
 	d.mu.Unlock()

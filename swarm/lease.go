@@ -100,7 +100,7 @@ func (d *download) fulfil(ctx context.Context, cancel context.CancelFunc, l trac
 		reason = tracker.FailNotFound
 	case errors.As(err, &conflict):
 		reason = tracker.FailCorrupt
-		d.n.met.corrupt.WithLabelValues("piece").Inc()
+		d.n.met.corrupt.WithLabelValues(corruptPiece).Inc()
 	}
 	if d.ctx.Err() == nil {
 		d.log.Warn().Err(err).Str("source", l.Source).Int("first", l.First).Int("count", l.Count).

@@ -2,6 +2,17 @@ package swarm
 
 import "github.com/prometheus/client_golang/prometheus"
 
+// What was corrupt, the label of shoal_swarm_corrupt_total.
+const (
+	corruptPiece = "piece"
+	corruptBlob  = "blob"
+	corruptSmall = "small"
+)
+
+// staleTag is a fallback like those in patience.go: a tag's last known digest was
+// served.
+const staleTag = "stale_tag"
+
 type metrics struct {
 	received    *prometheus.CounterVec
 	sent        prometheus.Counter
@@ -60,10 +71,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	// What alerts count has to be there before it happens: an increase from
 	// nothing to 1 is none.
-	for _, what := range []string{"piece", "blob", "small"} {
+	for _, what := range []string{corruptPiece, corruptBlob, corruptSmall} {
 		m.corrupt.WithLabelValues(what)
 	}
-	for _, reason := range []string{"no_tracker", "no_peers", "stalled", "starved", "stale_tag"} {
+	for _, reason := range []string{helpTracker, helpPeers, helpStalled, helpStarved, staleTag} {
 		m.fallbacks.WithLabelValues(reason)
 	}
 	if r != nil {

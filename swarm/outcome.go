@@ -58,7 +58,7 @@ func (d *download) reportDoubts() {
 			continue
 		}
 		up.Disputes = append(up.Disputes, tracker.Dispute{Index: i, By: s.By})
-		d.n.met.corrupt.WithLabelValues("piece").Inc()
+		d.n.met.corrupt.WithLabelValues(corruptPiece).Inc()
 		d.log.Warn().Int("piece", i).Str("voucher", s.By).Msg("a node vouched for a wrong piece digest")
 		d.n.addSuspect(s.By)
 	}
@@ -83,7 +83,7 @@ func (d *download) refetch(wrong *chunker.DigestError) error {
 	for _, by := range vouchers {
 		names[by] = true
 	}
-	d.n.met.corrupt.WithLabelValues("blob").Inc()
+	d.n.met.corrupt.WithLabelValues(corruptBlob).Inc()
 	d.log.Error().Err(wrong).Strs("vouchers", sortedKeys(names)).
 		Msg("blob does not match its digest: discarded, nothing of its end was delivered; fetching it from the registry alone")
 	d.blob.Discard()

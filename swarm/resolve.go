@@ -86,11 +86,11 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 		return Descriptor{}, false, err
 	}
 	if a, aerr := n.lookupTag(ctx, first(ranked, staleAsk), ref, 0); aerr == nil && a.Known != nil {
-		n.met.fallbacks.WithLabelValues("stale_tag").Inc()
+		n.met.fallbacks.WithLabelValues(staleTag).Inc()
 		return n.knowTag(ref, a.Known), true, nil
 	}
 	if k, ok := n.tags.c.Get(ref); ok {
-		n.met.fallbacks.WithLabelValues("stale_tag").Inc()
+		n.met.fallbacks.WithLabelValues(staleTag).Inc()
 		return k.desc, true, nil
 	}
 	return Descriptor{}, false, err

@@ -242,7 +242,7 @@ func (f *smallFlight) fetch(ctx context.Context, l tracker.Lease) ([]byte, Sourc
 		return nil, "", err
 	}
 	if got := digest.FromBytes(p); got != f.d {
-		f.n.met.corrupt.WithLabelValues("small").Inc()
+		f.n.met.corrupt.WithLabelValues(corruptSmall).Inc()
 		f.n.cfg.Log.Error().Str("digest", f.d.String()).Str("got", got.String()).Str("source", leaseKind(l)).Str("node", l.Source).
 			Msg("content does not match its digest: discarded")
 		return nil, "", fmt.Errorf("content from %s does not match its digest: got %s: %w", leaseKind(l), got, ErrUnavailable)

@@ -65,10 +65,7 @@ func identity(c *x509.Certificate) (cluster, node string, err error) {
 	if found {
 		return cluster, node, nil
 	}
-	if c.Subject.CommonName == AnyNode {
-		return "", AnyNode, nil
-	}
-	if err := checkName(c.Subject.CommonName); err != nil {
+	if err := checkNode(c.Subject.CommonName); err != nil {
 		return "", "", fmt.Errorf("certificate has no %s:// URI and its common name is no node name: %w", scheme, err)
 	}
 	return "", c.Subject.CommonName, nil
@@ -81,10 +78,8 @@ func parseURI(u *url.URL) (cluster, node string, err error) {
 	if err := checkName(u.Host); err != nil {
 		return "", "", fmt.Errorf("certificate URI: cluster: %w", err)
 	}
-	if node != AnyNode {
-		if err := checkName(node); err != nil {
-			return "", "", fmt.Errorf("certificate URI: node: %w", err)
-		}
+	if err := checkNode(node); err != nil {
+		return "", "", fmt.Errorf("certificate URI: node: %w", err)
 	}
 	if want := nodeURI(u.Host, node); *u != *want {
 		return "", "", fmt.Errorf("certificate URI %q is not of the form %s", u.Redacted(), want)
@@ -98,6 +93,14 @@ func nodeURI(cluster, node string) *url.URL {
 		u.RawPath = u.Path // net/url would write %2A
 	}
 	return u
+}
+
+// checkNode admits the name of a node, or [AnyNode].
+func checkNode(s string) error {
+	if s == AnyNode {
+		return nil
+	}
+	return checkName(s)
 }
 
 // checkName admits what host names consist of: letters, digits and, inside,

@@ -148,10 +148,8 @@ func loadCA(dir string) (*CA, error) {
 // authority if that ends first. The name [AnyNode] makes a certificate to be
 // shared by all nodes.
 func (ca *CA) Issue(node string, now time.Time, life time.Duration) (*Node, error) {
-	if node != AnyNode {
-		if err := checkName(node); err != nil {
-			return nil, fmt.Errorf("issue certificate: node: %w", err)
-		}
+	if err := checkNode(node); err != nil {
+		return nil, fmt.Errorf("issue certificate: node: %w", err)
 	}
 	if life <= 0 {
 		return nil, fmt.Errorf("issue certificate: life of %s", life)
