@@ -128,7 +128,7 @@ type Config struct {
 type Mirror struct {
 	cfg        Config
 	met        *metrics
-	registries *registries
+	registries *Registries
 	fallback   string // the default registry, parsed
 	callers    *callers
 	oracle     *oracle
@@ -164,7 +164,7 @@ func New(c Config) (*Mirror, error) {
 	def(&c.FirstByteTimeout, 10*time.Second)
 	def(&c.StallTimeout, time.Minute)
 	def(&c.ClientTimeout, 5*time.Minute)
-	regs, err := newRegistries(c.Registries)
+	regs, err := NewRegistries(c.Registries)
 	if err != nil {
 		return nil, fmt.Errorf("new mirror: %w", err)
 	}
@@ -187,7 +187,7 @@ func New(c Config) (*Mirror, error) {
 		if m.fallback, err = parseRegistry(c.DefaultRegistry); err != nil {
 			return nil, fmt.Errorf("new mirror: default registry: %w", err)
 		}
-		if !regs.allowed(m.fallback) {
+		if !regs.Allowed(m.fallback) {
 			return nil, fmt.Errorf("new mirror: default registry %s is not among those mirrored", m.fallback)
 		}
 	}

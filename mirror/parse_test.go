@@ -113,11 +113,11 @@ func TestParseNamespace(t *testing.T) {
 }
 
 func TestRegistries(t *testing.T) {
-	r, err := newRegistries([]string{"docker.io", "*.example.com", "10.0.0.1:5000", "[::1]:5000", "LOCAL:5000", "mirror-[ab].net"})
+	r, err := NewRegistries([]string{"docker.io", "*.example.com", "10.0.0.1:5000", "[::1]:5000", "LOCAL:5000", "mirror-[ab].net"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := newRegistries([]string{"*"})
+	all, err := NewRegistries([]string{"*"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,15 +141,15 @@ func TestRegistries(t *testing.T) {
 		{"0x7f.1", false, false},
 		{"2130706433", false, false},
 	} {
-		if got := r.allowed(c.host); got != c.ok {
+		if got := r.Allowed(c.host); got != c.ok {
 			t.Errorf("allowed(%s) = %t", c.host, got)
 		}
-		if got := all.allowed(c.host); got != c.star {
+		if got := all.Allowed(c.host); got != c.star {
 			t.Errorf("* allows %s: %t", c.host, got)
 		}
 	}
 	for _, bad := range []string{"", "http://docker.io", "a b", "[", "[a"} {
-		if _, err := newRegistries([]string{bad}); err == nil {
+		if _, err := NewRegistries([]string{bad}); err == nil {
 			t.Errorf("registry %q is accepted", bad)
 		}
 	}
@@ -240,7 +240,7 @@ func FuzzNamespace(f *testing.F) {
 	for _, s := range []string{"ns=docker.io", "ns=a%3A5000", "ns=[::1]:1", "ns=[::1%25eth0]", "ns=a&ns=b", "ns=0x7f.1", "ns=%zz"} {
 		f.Add(s)
 	}
-	star, err := newRegistries([]string{"*"})
+	star, err := NewRegistries([]string{"*"})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func FuzzNamespace(f *testing.F) {
 		if err != nil || u.Host != ns || u.User != nil || u.Path != "/v2/" {
 			t.Fatalf("%q is not a host: %v", ns, err)
 		}
-		if _, err := netip.ParseAddr(u.Hostname()); err == nil && star.allowed(ns) {
+		if _, err := netip.ParseAddr(u.Hostname()); err == nil && star.Allowed(ns) {
 			t.Fatalf("* opens the address %q", ns)
 		}
 	})

@@ -15,23 +15,26 @@ const (
 	otherRegistry = "other"
 )
 
-// registries decides which registries are mirrored, and which of them metrics
+// Registries decides which registries are mirrored, and which of them metrics
 // may name: a label value once used stays for the life of the process, so a
-// hostile ns must never become one.
-type registries struct {
+// hostile ns must never become one. It is safe for concurrent use.
+type Registries struct {
 	exact map[string]bool
+	named []string // the same, in their order
 	globs []string
 
 	mu   sync.Mutex
 	seen map[string]bool // served successfully, by glob
 }
 
-func newRegistries(patterns []string) (*registries, error) {
-	r := &registries{exact: map[string]bool{}, seen: map[string]bool{}}
+// NewRegistries reads names, host[:port], and patterns with *.
+func NewRegistries(patterns []string) (*Registries, error) {
+	r := &Registries{exact: map[string]bool{}, seen: map[string]bool{}}
 	for _, p := range patterns {
 		host, err := parseRegistry(p)
 		if err == nil {
 			r.exact[host] = true
+			r.named = append(r.named, host)
 			continue
 		}
 		if !strings.ContainsAny(p, "*?[") {
@@ -46,10 +49,13 @@ func newRegistries(patterns []string) (*registries, error) {
 	return r, nil
 }
 
-// allowed says whether a registry (already parsed) is mirrored. Globs match
+// Named are the registries that are not patterns, in their order.
+func (r *Registries) Named() []string { return r.named }
+
+// Allowed says whether a registry, in lower case, is mirrored. Globs match
 // names only: an address, or localhost, must be configured as such, or else
 // "*" would open every service that this node can reach.
-func (r *registries) allowed(registry string) bool {
+func (r *Registries) Allowed(registry string) bool {
 	if r.exact[registry] {
 		return true
 	}
@@ -66,7 +72,7 @@ func (r *registries) allowed(registry string) bool {
 
 // label returns the registry's value in metrics. A registry matched by a glob
 // gets its own once something was served from it.
-func (r *registries) label(registry string, served bool) string {
+func (r *Registries) label(registry string, served bool) string {
 	if r.exact[registry] {
 		return registry
 	}

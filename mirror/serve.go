@@ -145,7 +145,7 @@ func (m *Mirror) admit(r *http.Request, p *pull) error {
 		}
 		p.repo.Registry = m.fallback
 	}
-	if !m.registries.allowed(p.repo.Registry) {
+	if !m.registries.Allowed(p.repo.Registry) {
 		return &miss{code: codeNameUnknown, reason: reasonRegistry, message: "this registry is not mirrored"}
 	}
 	if p.repo.Name, err = parseName(vars["name"]); err != nil {

@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 
 	"github.com/shoal-dev/shoal/cmd/internal/doctor"
+	"github.com/shoal-dev/shoal/cmd/internal/node"
+	"github.com/shoal-dev/shoal/mirror"
 	"github.com/shoal-dev/shoal/mirror/containerd/hosts"
 )
 
@@ -61,6 +63,7 @@ func (c *doctorCmd) Run(ctx context.Context, s std) error {
 	if err != nil {
 		return err
 	}
+	defer env.Upstream.Close()
 	found := doctor.Run(ctx, env)
 	if c.Output == "json" {
 		if found == nil {
@@ -104,10 +107,22 @@ func (c *doctorCmd) env() (doctor.Env, error) {
 		}
 		return p
 	}
+	cfg, err := serve.config()
+	if err != nil {
+		return doctor.Env{}, err
+	}
+	up, err := node.NewUpstream(cfg, nil)
+	if err != nil {
+		return doctor.Env{}, usageError{fmt.Errorf("settings of 'shoal serve': %w", err)}
+	}
+	registries, err := mirror.NewRegistries(cfg.Registries)
+	if err != nil {
+		return doctor.Env{}, usageError{fmt.Errorf("settings of 'shoal serve': %w", err)}
+	}
 	env := doctor.Env{
 		Root: c.Root, Config: layout.Config, HostsDir: layout.Hosts, Socket: serve.ContainerdSocket,
 		Mirror:     local(serve.MirrorAddr),
-		Registries: serve.Registry, Insecure: serve.InsecureRegistry, CAs: serve.RegistryCA,
+		Registries: registries, Upstream: up,
 		Cluster: serve.Cluster, CertsDir: serve.CertsDir, Join: serve.Join, Advertise: serve.AdvertiseAddr,
 		ControlPort: port(serve.ControlAddr), WirePort: port(serve.WireAddr), GossipPort: port(serve.GossipAddr),
 		DataDir: serve.DataDir, DiskReserve: int64(serve.DiskReserve),

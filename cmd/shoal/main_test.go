@@ -81,15 +81,15 @@ func waitFor(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// mirror serves one image, as registry.test/app:latest and, with a layer whose
+// testMirror serves one image, as registry.test/app:latest and, with a layer whose
 // bytes are wrong, as registry.test/bad:latest.
-type mirror struct {
+type testMirror struct {
 	manifest, layer digest.Digest
 	content         map[string][]byte // by path
 }
 
-func newMirror() *mirror {
-	m := &mirror{content: map[string][]byte{}}
+func newMirror() *testMirror {
+	m := &testMirror{content: map[string][]byte{}}
 	blob := func(repo string, p []byte) v1.Descriptor {
 		d := digest.FromBytes(p)
 		m.content["/v2/"+repo+"/blobs/"+d.String()] = p
@@ -109,7 +109,7 @@ func newMirror() *mirror {
 	return m
 }
 
-func (m *mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (m *testMirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p, ok := m.content[r.URL.Path]
 	if !ok || r.URL.Query().Get("ns") != "registry.test" {
 		w.WriteHeader(http.StatusNotFound)

@@ -47,9 +47,10 @@ type daemon struct {
 	plugins    introspectionapi.IntrospectionClient
 }
 
-// newDaemon does not connect: the first call does, and every later one that
-// finds the connection broken.
-func newDaemon(socket string) (*daemon, error) {
+// Dial prepares a connection to containerd's API at the path of its socket. It does
+// not connect: the first call does, and every later one that finds the connection
+// broken.
+func Dial(socket string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///containerd",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -69,6 +70,14 @@ func newDaemon(socket string) (*daemon, error) {
 	)
 	if err != nil {
 		return nil, fmt.Errorf("prepare connection to containerd: %w", err)
+	}
+	return conn, nil
+}
+
+func newDaemon(socket string) (*daemon, error) {
+	conn, err := Dial(socket)
+	if err != nil {
+		return nil, err
 	}
 	return &daemon{
 		conn:       conn,

@@ -56,7 +56,7 @@ func (b *Blob) task(verb string) task {
 }
 
 func (b *Blob) url() *url.URL {
-	return b.c.endpoint(b.repo.Registry).JoinPath("v2", b.repo.Name, "blobs", string(b.digest))
+	return b.c.Endpoint(b.repo.Registry).JoinPath("v2", b.repo.Name, "blobs", string(b.digest))
 }
 
 // Size asks the registry for the blob's size in bytes. It is not verified.

@@ -100,6 +100,22 @@ func (c *Client) As(registry, authorization string) *Client {
 // are open go on.
 func (c *Client) Close() { c.net.closeIdle() }
 
+// Ping asks a registry for its version, without credentials: whether it answers,
+// in the way that everything else goes. A refusal is an answer too, but for 429,
+// which is ErrRateLimited.
+func (c *Client) Ping(ctx context.Context, registry string) error {
+	k := task{op: "ask", repo: Repository{Registry: registry}}
+	resp, _, err := c.follow(ctx, k, request{method: http.MethodGet, url: c.Endpoint(registry).JoinPath("v2/"), header: http.Header{}})
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode == http.StatusTooManyRequests {
+		return k.status(resp, c.cfg.Now())
+	}
+	drop(resp)
+	return nil
+}
+
 // task is one operation, for its errors and metrics.
 type task struct {
 	op    string
@@ -187,7 +203,7 @@ func manifestHeader() http.Header {
 }
 
 func (k task) manifestURL(c *Client) *url.URL {
-	return c.endpoint(k.repo.Registry).JoinPath("v2", k.repo.Name, "manifests", k.ref)
+	return c.Endpoint(k.repo.Registry).JoinPath("v2", k.repo.Name, "manifests", k.ref)
 }
 
 // errVague says that the answer to a HEAD lacks digest or size.

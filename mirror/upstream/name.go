@@ -84,8 +84,8 @@ func parseReference(ref string) (digest.Digest, error) {
 	return "", nil
 }
 
-// endpoint returns scheme and authority of a registry (which is valid).
-func (c *Client) endpoint(registry string) *url.URL {
+// Endpoint returns scheme and authority of a registry (which is valid).
+func (c *Client) Endpoint(registry string) *url.URL {
 	named := strings.ToLower(registry)
 	host := named
 	if named == dockerHub || named == "index."+dockerHub {

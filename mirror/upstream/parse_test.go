@@ -298,7 +298,7 @@ func TestRedirectAndRealm(t *testing.T) {
 		{"long", "r.test", "https://s3.test/" + strings.Repeat("x", maxURL), "", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			from := c.endpoint(tt.from)
+			from := c.Endpoint(tt.from)
 			u, err := c.redirect(from, tt.to)
 			switch {
 			case (err == nil) != (tt.redirect != ""):
@@ -320,7 +320,7 @@ func FuzzRedirect(f *testing.F) {
 	c := newClient(f, Config{}, "plain.test")
 	f.Fuzz(func(t *testing.T, s string) {
 		for _, from := range []string{"r.test", "plain.test"} {
-			u, err := c.redirect(c.endpoint(from), s)
+			u, err := c.redirect(c.Endpoint(from), s)
 			if err != nil {
 				continue
 			}

@@ -42,7 +42,7 @@ func (c *Client) relay(ctx context.Context, repo Repository, demand challenge) (
 	var text strings.Builder
 	switch demand.scheme {
 	case "bearer":
-		registry := c.endpoint(repo.Registry)
+		registry := c.Endpoint(repo.Registry)
 		realm, err := c.realm(registry, params["realm"])
 		if err != nil {
 			return "", err

@@ -25,7 +25,7 @@ const (
 // where the credential is an identity token.
 func (c *Client) token(ctx context.Context, repo Repository, demand challenge, cred credential) (string, time.Duration, error) {
 	k := authTask(repo)
-	realm, err := c.realm(c.endpoint(repo.Registry), demand.params["realm"])
+	realm, err := c.realm(c.Endpoint(repo.Registry), demand.params["realm"])
 	if err != nil {
 		return "", 0, k.fail(ErrInvalid, err)
 	}

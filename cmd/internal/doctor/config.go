@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -212,5 +211,5 @@ func paths(configs []containerdConfig) []string {
 	for _, c := range configs {
 		some = append(some, c.path)
 	}
-	return slices.Clip(some)
+	return some
 }

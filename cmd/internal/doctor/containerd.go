@@ -5,33 +5,22 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"strconv"
 	"strings"
 
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-)
 
-// dial connects to containerd's socket, at the first call.
-func dial(e *Env) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///containerd",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", e.path(strings.TrimPrefix(e.Socket, "unix://")))
-		}),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // a local socket
-		grpc.WithNoProxy(), grpc.WithDisableServiceConfig())
-}
+	"github.com/shoal-dev/shoal/mirror/containerd"
+)
 
 // checkContainerd looks whether containerd answers, and is one that is known.
 func checkContainerd(ctx context.Context, e *Env) []Finding {
 	if e.Socket == "" {
 		return nil
 	}
-	conn, err := dial(e)
+	conn, err := containerd.Dial(e.socket())
 	if err == nil {
 		defer conn.Close()
 		var v *versionapi.VersionResponse
@@ -88,10 +77,10 @@ func checkCanary(ctx context.Context, e *Env, s shoal) []Finding {
 		return skip("there is no containerd-socket")
 	case s.err != nil:
 		return skip(s.err.Error())
-	case len(e.named()) == 0:
+	case len(e.Registries.Named()) == 0:
 		return skip("no registry is mirrored by its name, only patterns are")
 	}
-	conn, err := dial(e)
+	conn, err := containerd.Dial(e.socket())
 	if err != nil {
 		return skip(err.Error())
 	}
@@ -100,7 +89,7 @@ func checkCanary(ctx context.Context, e *Env, s shoal) []Finding {
 	if _, err := rand.Read(random[:]); err != nil {
 		return skip(err.Error())
 	}
-	image := e.named()[0] + "/shoal-doctor/canary:" + hex.EncodeToString(random[:])
+	image := e.Registries.Named()[0] + "/shoal-doctor/canary:" + hex.EncodeToString(random[:])
 	pullCtx, cancel := context.WithTimeout(ctx, 4*farTimeout)
 	defer cancel()
 	_, pulled := cri.NewImageServiceClient(conn).PullImage(pullCtx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}})

@@ -20,6 +20,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/shoal-dev/shoal/mirror"
+	"github.com/shoal-dev/shoal/mirror/upstream"
 )
 
 // Severity of a finding, the least first.
@@ -65,12 +68,9 @@ type Env struct {
 	Socket string
 	// Mirror and Metrics are URLs of this node's Shoal; Metrics may be empty.
 	Mirror, Metrics string
-	// Registries are those that are mirrored; with a star, patterns.
-	Registries []string
-	// Insecure are those spoken to over plain http, CAs the files with authorities
-	// of some.
-	Insecure []string
-	CAs      map[string]string
+	// Registries are those that are mirrored, and Upstream how Shoal speaks to them.
+	Registries *mirror.Registries
+	Upstream   *upstream.Client
 	// Cluster, CertsDir, Join and Advertise are the settings of `shoal serve`.
 	// CertsDir is empty without TLS.
 	Cluster, CertsDir string
@@ -95,16 +95,8 @@ func (e *Env) path(p string) string {
 	return e.Root + p
 }
 
-// named are the registries that are no patterns.
-func (e *Env) named() []string {
-	var some []string
-	for _, r := range e.Registries {
-		if !strings.Contains(r, "*") {
-			some = append(some, r)
-		}
-	}
-	return some
-}
+// socket is where containerd's is found from here.
+func (e *Env) socket() string { return e.path(strings.TrimPrefix(e.Socket, "unix://")) }
 
 const (
 	// askTimeout bounds a question to something on the same node.

@@ -17,20 +17,22 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/shoal-dev/shoal/mirror"
+	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm/peertls"
 )
 
-const mirror = "http://127.0.0.1:6500"
+const mirrorURL = "http://127.0.0.1:6500"
 
 // node makes a file system of a node, with files by their paths.
 func node(t *testing.T, files map[string]string) *Env {
 	t.Helper()
 	e := &Env{
-		Root: t.TempDir(), Config: "/etc/containerd/config.toml", HostsDir: "/etc/containerd/certs.d", Mirror: mirror,
-		Registries: []string{"docker.io", "registry.test:5000", "*.gcr.io"},
-		Proxy:      func(*url.URL) (*url.URL, error) { return nil, nil },
-		DataDir:    "/", ControlPort: "6501", WirePort: "6502", GossipPort: "6503", Cluster: "test",
+		Root: t.TempDir(), Config: "/etc/containerd/config.toml", HostsDir: "/etc/containerd/certs.d", Mirror: mirrorURL,
+		Proxy:   func(*url.URL) (*url.URL, error) { return nil, nil },
+		DataDir: "/", ControlPort: "6501", WirePort: "6502", GossipPort: "6503", Cluster: "test",
 	}
+	setRegistries(t, e, upstream.Config{}, "docker.io", "registry.test:5000", "*.gcr.io")
 	for name, text := range files {
 		p := e.path(name)
 		if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
@@ -44,6 +46,19 @@ func node(t *testing.T, files map[string]string) *Env {
 		}
 	}
 	return e
+}
+
+// setRegistries says which are mirrored, and how they are spoken to.
+func setRegistries(t *testing.T, e *Env, c upstream.Config, registries ...string) {
+	t.Helper()
+	var err error
+	if e.Registries, err = mirror.NewRegistries(registries); err != nil {
+		t.Fatal(err)
+	}
+	if e.Upstream, err = upstream.New(c); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Upstream.Close)
 }
 
 func ids(all []Finding) []string {
@@ -115,7 +130,7 @@ func TestConfig(t *testing.T) {
 
 func TestHosts(t *testing.T) {
 	const (
-		ours   = "[host.\"" + mirror + "\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+		ours   = "[host.\"" + mirrorURL + "\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
 		theirs = "[host.\"https://mirror.test\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
 	)
 	for _, c := range []struct {
@@ -246,7 +261,8 @@ func TestUpstreams(t *testing.T) {
 	t.Cleanup(tls.Close)
 	host := func(s *httptest.Server) string { return s.Listener.Addr().String() }
 	e := node(t, nil)
-	e.Registries, e.Insecure = []string{host(limited), host(tls), "*.test"}, []string{host(limited)}
+	config := upstream.Config{Insecure: []string{host(limited)}, Local: []string{host(tls)}}
+	setRegistries(t, e, config, host(limited), host(tls), "*.test")
 	found := checkUpstreams(t.Context(), e)
 	if diff := cmp.Diff([]string{"upstream-unreachable", "upstream-limited"}, ids(found)); diff != "" || !evidence(found, "certificate") {
 		t.Errorf("%s%+v", diff, found)
@@ -255,7 +271,8 @@ func TestUpstreams(t *testing.T) {
 	if err := os.WriteFile(ca, pemOf(tls), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e.CAs = map[string]string{host(tls): ca}
+	config.CAs = map[string]string{host(tls): ca}
+	setRegistries(t, e, config, host(limited), host(tls), "*.test")
 	if diff := cmp.Diff([]string{"upstream-limited"}, ids(checkUpstreams(t.Context(), e))); diff != "" {
 		t.Error(diff)
 	}

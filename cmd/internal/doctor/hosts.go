@@ -3,6 +3,7 @@ package doctor
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/shoal-dev/shoal/mirror/containerd/hosts"
 )
@@ -36,7 +37,7 @@ func checkHosts(e *Env) []Finding {
 				Fix:         "correct the line, then " + repair,
 			})
 		case at < 0:
-			if len(e.Registries) > 0 && s.Registry != hosts.Default && !mirrored(e, s.Registry) {
+			if s.Registry != hosts.Default && !e.Registries.Allowed(strings.ToLower(s.Registry)) {
 				continue // none of ours
 			}
 			title := "hosts.toml does not name the mirror"

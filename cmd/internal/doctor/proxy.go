@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,12 +37,9 @@ func checkProxy(e *Env, proc string) []Finding {
 	}).ProxyFunc()
 	var all []Finding
 	var only, mine []string
-	for _, r := range e.named() {
-		scheme := "https"
-		if slices.Contains(e.Insecure, r) {
-			scheme = "http"
-		}
-		there, here := proxied(its, scheme, address(r)), proxied(e.Proxy, scheme, address(r))
+	for _, r := range e.Registries.Named() {
+		u := e.Upstream.Endpoint(r)
+		there, here := proxied(its, u), proxied(e.Proxy, u)
 		switch {
 		case there && !here:
 			only = append(only, r)
@@ -66,6 +64,12 @@ func checkProxy(e *Env, proc string) []Finding {
 		})
 	}
 	return all
+}
+
+// proxied tells whether a request goes through a proxy.
+func proxied(proxy func(*url.URL) (*url.URL, error), to *url.URL) bool {
+	u, err := proxy(to)
+	return err == nil && u != nil
 }
 
 func either(env map[string]string, names ...string) string {

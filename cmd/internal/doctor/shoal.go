@@ -8,7 +8,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -132,10 +131,4 @@ func checkShoal(ctx context.Context, e *Env, s shoal) []Finding {
 		})
 	}
 	return all
-}
-
-// proxied tells whether a request to a registry goes through a proxy.
-func proxied(proxy func(*url.URL) (*url.URL, error), scheme, host string) bool {
-	u, err := proxy(&url.URL{Scheme: scheme, Host: host, Path: "/v2/"})
-	return err == nil && u != nil
 }

@@ -2,41 +2,37 @@ package doctor
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
+	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"net/url"
-	"os"
 	"slices"
 	"sync"
+
+	"github.com/shoal-dev/shoal/mirror/upstream"
 )
 
 // checkUpstreams looks whether Shoal reaches the registries, so that it is not
 // blamed for them.
 func checkUpstreams(ctx context.Context, e *Env) []Finding {
-	registries := e.named()
-	failures := make([]string, len(registries))
-	var limited []string
-	var mu sync.Mutex
+	registries := e.Registries.Named()
+	ctx, cancel := context.WithTimeout(ctx, farTimeout)
+	defer cancel()
+	answers := make([]error, len(registries))
 	var wg sync.WaitGroup
 	for i, r := range registries {
-		wg.Go(func() {
-			status, err := ping(ctx, e, r)
-			switch {
-			case err != nil:
-				failures[i] = fmt.Sprintf("%s: %v", r, err)
-			case status == http.StatusTooManyRequests:
-				mu.Lock()
-				defer mu.Unlock()
-				limited = append(limited, r)
-			}
-		})
+		wg.Go(func() { answers[i] = e.Upstream.Ping(ctx, r) })
 	}
 	wg.Wait()
+	var failures, limited []string
+	for i, err := range answers {
+		switch {
+		case errors.Is(err, upstream.ErrRateLimited):
+			limited = append(limited, registries[i])
+		case err != nil:
+			failures = append(failures, err.Error())
+		}
+	}
 	var all []Finding
-	if failures = slices.DeleteFunc(failures, func(s string) bool { return s == "" }); len(failures) > 0 {
+	if len(failures) > 0 {
 		all = append(all, Finding{
 			ID: "upstream-unreachable", Severity: Warning, Title: fmt.Sprintf("%d of %d registries do not answer from here", len(failures), len(registries)),
 			Evidence:    failures,
@@ -54,41 +50,4 @@ func checkUpstreams(ctx context.Context, e *Env) []Finding {
 		})
 	}
 	return all
-}
-
-// ping asks a registry for its version, the way Shoal goes.
-func ping(ctx context.Context, e *Env, registry string) (status int, err error) {
-	scheme := "https"
-	if slices.Contains(e.Insecure, registry) {
-		scheme = "http"
-	}
-	c := client(farTimeout)
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if file := e.CAs[registry]; file != "" {
-		pem, err := os.ReadFile(file)
-		if err != nil {
-			return 0, err
-		}
-		if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
-			return 0, err
-		}
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return 0, fmt.Errorf("%s: no certificate in it", file)
-		}
-	}
-	c.Transport = &http.Transport{
-		DisableKeepAlives: true, TLSClientConfig: conf,
-		Proxy: func(r *http.Request) (*url.URL, error) { return e.Proxy(r.URL) },
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address(registry)+"/v2/", nil)
-	if err != nil {
-		return 0, err
-	}
-	resp, err := c.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<16))
-	return resp.StatusCode, err
 }

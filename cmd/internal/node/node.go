@@ -249,13 +249,9 @@ func (n *Node) nodes() []string {
 
 func (n *Node) openMirror() error {
 	c := n.cfg
-	up, err := upstream.New(upstream.Config{
-		Insecure: c.InsecureRegistries, CAs: c.RegistryCAs, DockerConfig: c.DockerConfig,
-		Proxy: http.ProxyFromEnvironment, UserAgent: userAgent(c.Version),
-		Log: part(c.Log, "upstream"), Registerer: n.registry,
-	})
+	up, err := NewUpstream(c, n.registry)
 	if err != nil {
-		return fmt.Errorf("registries: %w", err)
+		return err
 	}
 	n.upstream = up
 	n.undo = append(n.undo, func() error { up.Close(); return nil })
@@ -275,6 +271,20 @@ func (n *Node) openMirror() error {
 	n.mirror = m
 	n.undo = append(n.undo, func() error { m.Close(); return nil })
 	return nil
+}
+
+// NewUpstream returns the client of registries that a node with this configuration
+// has. Close it when it is no longer used.
+func NewUpstream(c Config, r prometheus.Registerer) (*upstream.Client, error) {
+	up, err := upstream.New(upstream.Config{
+		Insecure: c.InsecureRegistries, CAs: c.RegistryCAs, DockerConfig: c.DockerConfig,
+		Proxy: http.ProxyFromEnvironment, UserAgent: userAgent(c.Version),
+		Log: part(c.Log, "upstream"), Registerer: r,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("registries: %w", err)
+	}
+	return up, nil
 }
 
 func userAgent(version string) string {

@@ -128,6 +128,9 @@ func (c Config) names() ([]string, error) {
 // portDir is how containerd also spells host:port, and looks for it first.
 var portDir = regexp.MustCompile(`^(.+)_([0-9]+)_$`)
 
+// registryOf is the registry of a directory.
+func registryOf(dir string) string { return portDir.ReplaceAllString(dir, "$1:$2") }
+
 // directoryOf is the name of the directory in which containerd finds the
 // registry, or would.
 func directoryOf(dir, registry string) string {
@@ -152,7 +155,7 @@ func directories(dir string) ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		info, err := os.Stat(filepath.Join(dir, e.Name())) // behind a link too
-		if err == nil && info.IsDir() && isRegistry(portDir.ReplaceAllString(e.Name(), "$1:$2")) {
+		if err == nil && info.IsDir() && isRegistry(registryOf(e.Name())) {
 			names = append(names, e.Name())
 		}
 	}

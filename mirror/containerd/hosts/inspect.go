@@ -1,14 +1,10 @@
 package hosts
 
-import (
-	"path/filepath"
-	"slices"
-	"strings"
-)
+import "path/filepath"
 
 // State is what containerd makes of a registry's directory.
 type State struct {
-	// Registry is the name of the directory, or [Default].
+	// Registry is host[:port], or [Default].
 	Registry string
 	// Path of the file, which need not exist.
 	Path string
@@ -24,11 +20,7 @@ type State struct {
 }
 
 // At is the position of a URL in Hosts, -1 if it is not there.
-func (s State) At(url string) int {
-	return slices.IndexFunc(s.Hosts, func(h string) bool {
-		return strings.TrimRight(h, "/") == strings.TrimRight(url, "/")
-	})
-}
+func (s State) At(url string) int { return position(s.Hosts, url) }
 
 // Inspect tells what is configured below a config_path: one State for each
 // directory of a registry, [Default] among them if there is one. It changes nothing.
@@ -39,7 +31,7 @@ func Inspect(dir string) ([]State, error) {
 	}
 	var all []State
 	for _, name := range names {
-		s := State{Registry: name, Path: filepath.Join(dir, name, fileName)}
+		s := State{Registry: registryOf(name), Path: filepath.Join(dir, name, fileName)}
 		f, err := read(s.Path)
 		switch {
 		case err != nil:
@@ -51,10 +43,10 @@ func Inspect(dir string) ([]State, error) {
 				s.Err = err
 				break
 			}
-			for _, h := range doc.hosts {
-				s.Hosts = append(s.Hosts, h.url)
-				if !doc.serves(h.url) {
-					s.Lacking = append(s.Lacking, h.url)
+			s.Hosts = doc.urls()
+			for _, url := range s.Hosts {
+				if !doc.serves(url) {
+					s.Lacking = append(s.Lacking, url)
 				}
 			}
 		}

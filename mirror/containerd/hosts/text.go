@@ -56,7 +56,7 @@ func add(text []byte, b block) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if i := slices.IndexFunc(doc.hosts, func(h host) bool { return strings.TrimRight(h.url, "/") == b.mirror }); i >= 0 {
+	if i := position(doc.urls(), b.mirror); i >= 0 {
 		if i == 0 && doc.serves(doc.hosts[0].url) {
 			return base, nil // somebody wrote by hand what the block says
 		}
@@ -112,13 +112,7 @@ func verify(old document, before, after []byte, b block) error {
 	if err != nil {
 		return err
 	}
-	urls := func(hs []host) (us []string) {
-		for _, h := range hs {
-			us = append(us, h.url)
-		}
-		return us
-	}
-	if !slices.Equal(urls(doc.hosts), append([]string{b.mirror}, urls(old.hosts)...)) {
+	if !slices.Equal(doc.urls(), append([]string{b.mirror}, old.urls()...)) {
 		return errors.New("the hosts are not in their order")
 	}
 	if !doc.serves(b.mirror) {
@@ -174,6 +168,20 @@ type document struct {
 func (d document) table(name string) map[string]any {
 	t, _ := d.values[name].(map[string]any)
 	return t
+}
+
+// urls are those of the hosts.
+func (d document) urls() (us []string) {
+	for _, h := range d.hosts {
+		us = append(us, h.url)
+	}
+	return us
+}
+
+// position is where a host's URL, which has no slash at its end, stands among
+// others, -1 if it does not.
+func position(urls []string, url string) int {
+	return slices.IndexFunc(urls, func(u string) bool { return strings.TrimRight(u, "/") == url })
 }
 
 // serves tells whether containerd pulls and resolves through the host.

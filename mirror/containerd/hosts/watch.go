@@ -111,7 +111,7 @@ func (w *watch) repair() {
 	}
 	for _, name := range names {
 		c := w.config
-		c.Registries = []string{portDir.ReplaceAllString(name, "$1:$2")}
+		c.Registries = []string{registryOf(name)}
 		changes, err := Configure(c)
 		w.tell(name, err)
 		for _, change := range changes {
