@@ -172,18 +172,37 @@ func (reg *testRegistry) pushImage(t testing.TB, repo, tag string, sizes ...int)
 		l.MediaType = ocispec.MediaTypeImageLayerGzip
 		img.layers = append(img.layers, l)
 	}
-	var err error
-	img.manifest, err = json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-		Config: img.config, Layers: img.layers,
+	reg.pushManifest(t, &img, tag, ocispec.Manifest{Config: img.config, Layers: img.layers})
+	return img
+}
+
+// pushArtifact uploads what is no image: an artifact of one layer and no config,
+// as the image specification has them.
+func (reg *testRegistry) pushArtifact(t testing.TB, repo, tag string) image {
+	t.Helper()
+	img := image{repo: repo, content: map[digest.Digest][]byte{}}
+	data := randomBytes(7, 700_000)
+	layer := reg.pushBlob(t, repo, data)
+	layer.MediaType = "application/vnd.example.model.weights"
+	img.config, img.layers = reg.pushBlob(t, repo, ocispec.DescriptorEmptyJSON.Data), []ocispec.Descriptor{layer}
+	img.config.MediaType = ocispec.MediaTypeEmptyJSON
+	img.content[layer.Digest], img.content[img.config.Digest] = data, ocispec.DescriptorEmptyJSON.Data
+	reg.pushManifest(t, &img, tag, ocispec.Manifest{
+		ArtifactType: "application/vnd.example.model", Config: img.config, Layers: img.layers,
 	})
-	if err != nil {
+	return img
+}
+
+func (reg *testRegistry) pushManifest(t testing.TB, img *image, tag string, m ocispec.Manifest) {
+	t.Helper()
+	m.Versioned, m.MediaType = specs.Versioned{SchemaVersion: 2}, ocispec.MediaTypeImageManifest
+	var err error
+	if img.manifest, err = json.Marshal(m); err != nil {
 		t.Fatal(err)
 	}
-	img.desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(img.manifest), Size: int64(len(img.manifest))}
-	reg.do(t, http.MethodPut, reg.URL+"/v2/"+repo+"/manifests/"+tag, img.desc.MediaType, img.manifest)
+	img.desc = ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(img.manifest), Size: int64(len(img.manifest))}
+	reg.do(t, http.MethodPut, reg.URL+"/v2/"+img.repo+"/manifests/"+tag, m.MediaType, img.manifest)
 	reg.requests()
-	return img
 }
 
 // randomBytes depend on seed only.
@@ -429,7 +448,18 @@ type reply struct {
 // do sends a request; header lists names and values in turn.
 func (tm *testMirror) do(t testing.TB, method, target string, header ...string) reply {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, tm.URL+target, nil)
+	return ask(t, tm.Server, method, target, header...)
+}
+
+// ask sends a request to the registry itself, likewise.
+func (reg *testRegistry) ask(t testing.TB, method, target string, header ...string) reply {
+	t.Helper()
+	return ask(t, reg.Server, method, target, header...)
+}
+
+func ask(t testing.TB, s *httptest.Server, method, target string, header ...string) reply {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, s.URL+target, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -437,7 +467,7 @@ func (tm *testMirror) do(t testing.TB, method, target string, header ...string) 
 		req.Header.Set(header[i], header[i+1])
 	}
 	began := time.Now()
-	resp, err := tm.Client().Do(req)
+	resp, err := s.Client().Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
