@@ -41,6 +41,10 @@ func (n *Node) Small(ctx context.Context, d digest.Digest, limit int64, origin f
 		defer cancel()
 		stop := context.AfterFunc(n.life, cancel)
 		defer stop()
+		// An earlier flight may have landed since the caller looked.
+		if p, err := n.readLocal(ctx, d, limit); err == nil {
+			return smallResult{p, SourceLocal}, nil
+		}
 		f := &smallFlight{n: n, d: d, limit: limit, origin: origin, work: make(chan tracker.Lease, 8), out: tracker.NewOutbox[tracker.Up]()}
 		p, src, err := f.run(ctx)
 		return smallResult{p, src}, err
