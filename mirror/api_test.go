@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -99,11 +100,14 @@ func TestPullFromPeers(t *testing.T) {
 	c := new(cluster)
 	one := newMirror(t, c.join(t), up, nil, reg.name)
 	two := newMirror(t, c.join(t), up, nil, reg.name)
-	pull := func(tm *testMirror) {
+	late := newMirror(t, c.join(t), up, func(c *Config) { c.OutageGrace = time.Nanosecond }, reg.name)
+	pull := func(tm *testMirror, stale bool) {
 		t.Helper()
 		for _, method := range []string{http.MethodHead, http.MethodGet} {
 			if r := tm.do(t, method, img.manifestURL(reg, "v1")); r.status != http.StatusOK || r.header.Get("Docker-Content-Digest") != img.desc.Digest.String() {
 				t.Fatalf("%s of the tag: %d %s", method, r.status, r.body)
+			} else if got := r.header.Get("Warning"); (got != "") != stale || stale && !strings.HasPrefix(got, `299 - "`+reg.name+" does not answer: v1 as of ") {
+				t.Errorf("%s of the tag, stale %t: warning %q", method, stale, got)
 			}
 		}
 		for _, d := range append(img.layers, img.config) {
@@ -112,7 +116,7 @@ func TestPullFromPeers(t *testing.T) {
 			}
 		}
 	}
-	pull(one)
+	pull(one, false)
 	reg.answer(http.StatusServiceUnavailable)
 	// Announcements are batched.
 	eventually(t, "the cluster knows where the blobs are", func() bool {
@@ -123,7 +127,10 @@ func TestPullFromPeers(t *testing.T) {
 		}
 		return true
 	})
-	pull(two)
+	pull(two, true)
+	if r := late.do(t, http.MethodHead, img.manifestURL(reg, "v1")); r.status != http.StatusNotFound {
+		t.Errorf("an answer older than the grace is served: %d", r.status)
+	}
 	if n := two.counted(t, "shoal_mirror_bytes_total", "source", "origin"); n != 0 {
 		t.Errorf("%v bytes from a registry that is down", n)
 	}
@@ -134,6 +141,42 @@ func TestPullFromPeers(t *testing.T) {
 	}
 	if !strings.Contains(two.log.String(), `"offline":true`) || !strings.Contains(two.log.String(), `"stale":true`) {
 		t.Errorf("the log does not tell of the outage:\n%s", two.log.String())
+	}
+}
+
+// TestRequestsOfACluster: public registries count a GET of a manifest against a
+// limit, and not a HEAD. Eight nodes that pull a tag at once need one.
+func TestRequestsOfACluster(t *testing.T) {
+	reg := newRegistry(t)
+	img := reg.pushImage(t, "app", "v1", 100_000)
+	c := new(cluster)
+	var nodes []*testMirror
+	for range 8 {
+		nodes = append(nodes, newMirror(t, c.join(t), newClient(t, reg), nil, reg.name))
+	}
+	var wg sync.WaitGroup
+	for _, tm := range nodes {
+		wg.Go(func() {
+			// containerd's order; the last is what other clients do.
+			for _, q := range []struct{ method, ref string }{{http.MethodHead, "v1"}, {http.MethodGet, img.desc.Digest.String()}, {http.MethodGet, "v1"}} {
+				r := ask(t, tm.Server, q.method, img.manifestURL(reg, q.ref))
+				if r.status != http.StatusOK || r.header.Get("Docker-Content-Digest") != img.desc.Digest.String() {
+					t.Errorf("%s %s: %d %.200s", q.method, q.ref, r.status, r.body)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	got := map[string]int{}
+	for _, r := range reg.requests() {
+		if method, path, _ := strings.Cut(r, " "); strings.Contains(path, "/manifests/") {
+			got[method]++
+		}
+	}
+	t.Logf("8 nodes: %v", got)
+	// Each node asks once whether it may, and again maybe for the tag.
+	if got[http.MethodGet] != 1 || got[http.MethodHead] > 16 {
+		t.Errorf("8 nodes asked the registry for manifests by %v", got)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,8 +60,8 @@ func benchRequest(b *testing.B, m *Mirror, method, target string) {
 func BenchmarkHeadManifest(b *testing.B) {
 	for name, ref := range map[string]string{"tag": "latest", "digest": someDigest} {
 		b.Run(name, func(b *testing.B) {
-			m := benchMirror(b, &scripted{resolve: func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, bool, error) {
-				return swarm.Descriptor{MediaType: typeDockerManifest, Digest: someDigest, Size: 500}, false, nil
+			m := benchMirror(b, &scripted{resolve: func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, time.Time, error) {
+				return swarm.Descriptor{MediaType: typeDockerManifest, Digest: someDigest, Size: 500}, time.Time{}, nil
 			}})
 			repo := Repository{Registry: "docker.io", Name: "library/alpine"}
 			m.heard(question{repo: repo, who: m.callers.anonymous}, swarm.Descriptor{Digest: someDigest, Size: 500}, nil)

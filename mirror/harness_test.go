@@ -519,7 +519,7 @@ type scripted struct {
 	open    func(digest.Digest) (swarm.Reader, error)
 	fetch   func(swarm.Request) (swarm.Download, error)
 	small   func(context.Context, digest.Digest, func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error)
-	resolve func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, bool, error)
+	resolve func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, time.Time, error)
 	locate  func(digest.Digest) (int64, int, error)
 }
 
@@ -544,10 +544,10 @@ func (s *scripted) Small(ctx context.Context, d digest.Digest, _ int64, origin f
 	return s.small(ctx, d, origin)
 }
 
-func (s *scripted) Resolve(ctx context.Context, _ string, up func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, bool, error) {
+func (s *scripted) Resolve(ctx context.Context, _ string, up func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, time.Time, error) {
 	if s.resolve == nil {
 		d, err := up(ctx)
-		return d, false, err
+		return d, time.Time{}, err
 	}
 	return s.resolve(ctx, up)
 }

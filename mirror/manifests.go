@@ -51,6 +51,9 @@ func (m *Mirror) manifest(w http.ResponseWriter, r *http.Request, p *pull) error
 	p.size = int64(len(data))
 	m.patient(w)
 	describe(w.Header(), desc.Digest, man.mediaType, p.size)
+	if p.warning != "" {
+		w.Header().Set("Warning", `299 - "`+p.warning+`"`)
+	}
 	w.WriteHeader(http.StatusOK)
 	if p.method == http.MethodHead {
 		return nil
@@ -111,8 +114,8 @@ func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descri
 	}
 	bounded, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	desc, stale, err := m.cfg.Swarm.Resolve(bounded, q.who.space+q.repo.String()+":"+q.ref.tag, upstream)
-	p.stale = stale
+	desc, last, err := m.cfg.Swarm.Resolve(bounded, q.who.space+q.repo.String()+":"+q.ref.tag, upstream)
+	p.stale = !last.IsZero()
 	p.source = swarm.SourceLocal
 	if asked {
 		p.source = swarm.SourceOrigin
@@ -123,7 +126,14 @@ func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descri
 	if _, err := parseDigest(desc.Digest.String()); err != nil {
 		return swarm.Descriptor{}, permit{}, referenceMiss(kindManifest, err)
 	}
-	pm.offline = pm.offline || stale
+	if p.stale {
+		age := time.Since(last)
+		if age > m.cfg.OutageGrace {
+			return swarm.Descriptor{}, permit{}, fmt.Errorf("resolve %s: the last answer is %s old: %w", q, age.Round(time.Second), swarm.ErrUnavailable)
+		}
+		p.warning = fmt.Sprintf("%s does not answer: %s as of %s ago", q.repo.Registry, q.ref.tag, age.Round(time.Second))
+	}
+	pm.offline = pm.offline || p.stale
 	// Another node's answer counts: it comes from the same upstream.
 	m.inherit(q, desc)
 	pm.known, _ = m.catalog.get(q.repo, desc.Digest)

@@ -27,7 +27,7 @@ type Swarm interface {
 	// Small gets small content by digest; a nil origin means peers only.
 	Small(ctx context.Context, d digest.Digest, limit int64, origin func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error)
 	// Resolve finds what a tag points to.
-	Resolve(ctx context.Context, ref string, upstream func(context.Context) (swarm.Descriptor, error)) (d swarm.Descriptor, stale bool, err error)
+	Resolve(ctx context.Context, ref string, upstream func(context.Context) (swarm.Descriptor, error)) (d swarm.Descriptor, last time.Time, err error)
 	// Locate tells the size of a blob and how many nodes hold it.
 	Locate(ctx context.Context, d digest.Digest) (size int64, holders int, err error)
 	// Pullers tells how many nodes pull a blob now.
@@ -100,7 +100,8 @@ type Config struct {
 	// Outage says what is served while upstream does not answer, beyond
 	// GrantTTL. Default OutageAllowRecent.
 	Outage Outage
-	// OutageGrace is how old consent may be that OutageAllowRecent goes by.
+	// OutageGrace is how old consent may be that OutageAllowRecent goes by, and how
+	// old an answer about a tag.
 	// Default 24 h.
 	OutageGrace time.Duration
 	// CheckTimeout bounds a client's wait for what upstream says of a tag, a

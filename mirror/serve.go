@@ -97,6 +97,8 @@ type pull struct {
 	stats   swarm.Stats
 	offline bool // permission was not confirmed by upstream
 	stale   bool // the tag was not either
+	// warning tells a stale tag's client so, as the specification has it.
+	warning string
 	// reason is empty when the request was answered in full.
 	reason string
 	err    error

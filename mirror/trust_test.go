@@ -193,8 +193,8 @@ func TestManifestWithoutType(t *testing.T) {
 	body := []byte(`{"schemaVersion":2,"manifests":[]}`)
 	d := digest.FromBytes(body)
 	tm := newMirror(t, &scripted{
-		resolve: func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, bool, error) {
-			return swarm.Descriptor{MediaType: "text/html", Digest: d}, false, nil
+		resolve: func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, time.Time, error) {
+			return swarm.Descriptor{MediaType: "text/html", Digest: d}, time.Time{}, nil
 		},
 		small: func(context.Context, digest.Digest, func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error) {
 			return bytes.Clone(body), swarm.SourcePeers, nil
@@ -213,8 +213,8 @@ func TestTagOfTheCluster(t *testing.T) {
 	d := digest.FromBytes(body)
 	up := &slowUpstream{}
 	tm := newMirror(t, &scripted{
-		resolve: func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, bool, error) {
-			return swarm.Descriptor{MediaType: typeDockerList, Digest: d, Size: int64(len(body))}, false, nil
+		resolve: func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, time.Time, error) {
+			return swarm.Descriptor{MediaType: typeDockerList, Digest: d, Size: int64(len(body))}, time.Time{}, nil
 		},
 		small: func(context.Context, digest.Digest, func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error) {
 			return bytes.Clone(body), swarm.SourcePeers, nil

@@ -46,15 +46,15 @@ func newTagCache() *tagCache {
 
 // Resolve returns what a reference (registry/repository:tag) points to, not
 // older than TagTTL: known in the cluster, or asked from upstream by one node
-// while the others wait. stale is true when upstream failed and the last known
-// answer is returned instead; an upstream error wrapping ErrNotFound is
-// final and returned, since the tag is gone.
-func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Context) (Descriptor, error)) (desc Descriptor, stale bool, err error) {
+// while the others wait. When upstream fails, the last known answer is returned
+// instead, with the time that it is of in last, which is zero otherwise. An
+// upstream error wrapping ErrNotFound is final and returned, since the tag is gone.
+func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Context) (Descriptor, error)) (desc Descriptor, last time.Time, err error) {
 	if ref == "" || len(ref) > maxRef {
-		return Descriptor{}, false, fmt.Errorf("resolve reference of %d bytes: %w", len(ref), ErrNotFound)
+		return Descriptor{}, time.Time{}, fmt.Errorf("resolve reference of %d bytes: %w", len(ref), ErrNotFound)
 	}
 	if k, ok := n.tags.c.Get(ref); ok && time.Since(k.at) < n.cfg.TagTTL {
-		return k.desc, false, nil
+		return k.desc, time.Time{}, nil
 	}
 	ranked := n.rank("tag " + ref)
 	deadline := time.Now().Add(resolveWait)
@@ -62,15 +62,15 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 		a, err := n.lookupTag(ctx, first(ranked, 1), ref, n.cfg.TagTTL)
 		switch {
 		case err != nil && ctx.Err() != nil:
-			return Descriptor{}, false, ctx.Err()
+			return Descriptor{}, time.Time{}, ctx.Err()
 		case err == nil && a.Known != nil && a.Known.Age < n.cfg.TagTTL:
-			return n.knowTag(ref, a.Known), false, nil
+			return n.knowTag(ref, a.Known), time.Time{}, nil
 		case err == nil && a.Wait && time.Now().Before(deadline):
 			select {
 			case <-time.After(25 * time.Millisecond):
 				continue
 			case <-ctx.Done():
-				return Descriptor{}, false, ctx.Err()
+				return Descriptor{}, time.Time{}, ctx.Err()
 			}
 		}
 		break
@@ -79,21 +79,21 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 	if err == nil {
 		n.tags.c.Add(ref, knownTag{desc, time.Now()})
 		n.publishTag(ctx, ranked, ref, &tracker.Resolution{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size})
-		return desc, false, nil
+		return desc, time.Time{}, nil
 	}
 	n.publishTag(ctx, first(ranked, 1), ref, nil)
 	if errors.Is(err, ErrNotFound) || !errors.Is(err, ErrUnavailable) {
-		return Descriptor{}, false, err
+		return Descriptor{}, time.Time{}, err
 	}
 	if a, aerr := n.lookupTag(ctx, first(ranked, staleAsk), ref, 0); aerr == nil && a.Known != nil {
 		n.met.fallbacks.WithLabelValues(staleTag).Inc()
-		return n.knowTag(ref, a.Known), true, nil
+		return n.knowTag(ref, a.Known), time.Now().Add(-a.Known.Age), nil
 	}
 	if k, ok := n.tags.c.Get(ref); ok {
 		n.met.fallbacks.WithLabelValues(staleTag).Inc()
-		return k.desc, true, nil
+		return k.desc, k.at, nil
 	}
-	return Descriptor{}, false, err
+	return Descriptor{}, time.Time{}, err
 }
 
 func (n *Node) knowTag(ref string, r *tracker.Resolution) Descriptor {

@@ -394,9 +394,12 @@ func TestResolveAsksUpstreamOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, n := range c.nodes {
 			wg.Go(func() {
-				got, isStale, err := n.Resolve(context.Background(), "r/x:latest", up)
-				if err != nil || got != want || isStale != stale {
-					t.Errorf("%s: %+v stale %v: %v", n.id, got, isStale, err)
+				got, last, err := n.Resolve(context.Background(), "r/x:latest", up)
+				if err != nil || got != want || last.IsZero() == stale {
+					t.Errorf("%s: %+v of %v, want it stale: %t: %v", n.id, got, last, stale, err)
+				}
+				if age := time.Since(last); stale && (age < 600*time.Millisecond || age > time.Minute) {
+					t.Errorf("%s: an answer of %s ago", n.id, age)
 				}
 			})
 		}

@@ -47,7 +47,7 @@ type serveCmd struct {
 	Authorization map[string]string `group:"Authorization" mapsep:"," placeholder:"HOST=WHOSE" help:"Whose right to pull from a registry counts, HOST spelled like --registry; repeatable. upstream: each caller's own, by the credential it brings (a pod's pull secret) or none. node: this node's, for every caller. none: nobody's, every caller is served. Default: upstream."`
 	GrantTTL      time.Duration     `group:"Authorization" name:"grant-ttl" default:"5m" placeholder:"TIME" help:"How long a registry's consent to a caller is believed before it is asked again. Default: ${default}."`
 	OnOutage      string            `group:"Authorization" enum:"allow-recent,deny" default:"allow-recent" placeholder:"POLICY" help:"Who is served while a registry does not answer: whom it let in within --outage-grace, and everybody with what anybody may pull (allow-recent); or whom it let in within --grant-ttl (deny). Default: ${default}."`
-	OutageGrace   time.Duration     `group:"Authorization" default:"24h" placeholder:"TIME" help:"How old consent may be that --on-outage allow-recent goes by. Default: ${default}."`
+	OutageGrace   time.Duration     `group:"Authorization" default:"24h" placeholder:"TIME" help:"How old consent may be that --on-outage allow-recent goes by, and how old the digest of a tag. Default: ${default}."`
 
 	TagTTL            time.Duration `group:"Behaviour" name:"tag-ttl" default:"10s" placeholder:"TIME" help:"How long a tag is believed before the registry is asked again. Default: ${default}."`
 	HoldUntilVerified bool          `group:"Behaviour" help:"Send nothing of a blob before all of it is verified. Slower; by default only the end is held back."`

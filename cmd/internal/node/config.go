@@ -72,7 +72,7 @@ type Config struct {
 	GrantTTL time.Duration
 	// OnOutage is who is served while a registry does not answer: allow-recent
 	// or deny. Empty: allow-recent, which goes by consent not older than
-	// OutageGrace. 0: a day.
+	// OutageGrace, as do tags. 0: a day.
 	OnOutage    string
 	OutageGrace time.Duration
 
