@@ -29,19 +29,17 @@ func newInventory(ttl time.Duration) *inventory {
 	return &inventory{ttl: ttl, blobs: map[digest.Digest]*entry{}, tags: map[string]*tag{}}
 }
 
-// add lists a holder, and reports whether it is the first.
-func (v *inventory) add(d digest.Digest, size int64, node string, now time.Time) (first bool) {
+// add lists a holder.
+func (v *inventory) add(d digest.Digest, size int64, node string, now time.Time) {
 	e := v.blobs[d]
 	if e == nil {
 		e = &entry{nodes: map[string]time.Time{}}
 		v.blobs[d] = e
-		first = true
 	}
 	if size > 0 {
 		e.size = size
 	}
 	e.nodes[node] = now
-	return first
 }
 
 // remove reports whether node was listed.

@@ -60,6 +60,10 @@ type swarm struct {
 	m        machine
 	sessions map[string]*Session
 	dead     bool // removed from the map; join again
+	// fresh: no node had the blob when the first came for it, and none has told yet
+	// that it is whole. Of the tracker's mu. That the inventory has no holder says
+	// less: a node may announce the blob before it tells its session.
+	fresh bool
 }
 
 // Session is one puller's stream, as the tracker sees it.
@@ -150,7 +154,7 @@ func (t *Tracker) swarm(k key) (*swarm, []string, error) {
 	if sw := t.swarms[k]; sw != nil {
 		return sw, holders, nil
 	}
-	sw := &swarm{sessions: map[string]*Session{}}
+	sw := &swarm{sessions: map[string]*Session{}, fresh: t.inv.blobs[k.digest] == nil}
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	if k.size == 0 {
 		sw.m = NewSmall(t.cfg.Params, rng)
@@ -188,7 +192,9 @@ func (s *Session) Handle(u Up) error {
 	if u.Whole {
 		s.t.mu.Lock()
 		size := max(u.WholeSize, s.key.size)
-		if s.t.inv.add(s.key.digest, size, s.node, now) {
+		s.t.inv.add(s.key.digest, size, s.node, now)
+		if s.sw.fresh {
+			s.sw.fresh = false
 			s.t.met.fresh.Add(float64(size))
 		}
 		s.t.mu.Unlock()
