@@ -19,7 +19,8 @@ type State struct {
 	Lacking []string
 }
 
-// At is the position of a URL in Hosts, -1 if it is not there.
+// At is the position of a URL, without a slash at its end, in Hosts, -1 if it is
+// not there.
 func (s State) At(url string) int { return position(s.Hosts, url) }
 
 // Inspect tells what is configured below a config_path: one State for each
