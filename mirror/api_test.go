@@ -159,7 +159,7 @@ func TestRequestsOfACluster(t *testing.T) {
 		wg.Go(func() {
 			// containerd's order; the last is what other clients do.
 			for _, q := range []struct{ method, ref string }{{http.MethodHead, "v1"}, {http.MethodGet, img.desc.Digest.String()}, {http.MethodGet, "v1"}} {
-				r := ask(t, tm.Server, q.method, img.manifestURL(reg, q.ref))
+				r := tm.do(t, q.method, img.manifestURL(reg, q.ref))
 				if r.status != http.StatusOK || r.header.Get("Docker-Content-Digest") != img.desc.Digest.String() {
 					t.Errorf("%s %s: %d %.200s", q.method, q.ref, r.status, r.body)
 				}

@@ -29,9 +29,6 @@ const (
 	blobType = "application/octet-stream"
 )
 
-// emptyDigest is the blob of no bytes. No swarm is needed for that.
-var emptyDigest = digest.FromBytes(nil)
-
 // blob answers for a blob.
 func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, p *pull) error {
 	ctx := r.Context()
@@ -74,8 +71,8 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, p *pull) error {
 
 // open opens a blob that is whole on this node.
 func (m *Mirror) open(ctx context.Context, d digest.Digest) (swarm.Reader, error) {
-	if d == emptyDigest {
-		return nothing{}, nil
+	if d == upstream.EmptyDigest {
+		return nothing{}, nil // no swarm is needed for that
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()

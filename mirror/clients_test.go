@@ -63,7 +63,7 @@ var libraries = []struct {
 		if err != nil {
 			return nil, err
 		}
-		return follow(ocispec.Descriptor{MediaType: string(got.MediaType), Digest: digest.Digest(got.Digest.String())},
+		return follow(ocispec.Descriptor{Digest: digest.Digest(got.Digest.String())},
 			func(d ocispec.Descriptor) (io.ReadCloser, error) {
 				if d.Digest.String() == got.Digest.String() {
 					return io.NopCloser(bytes.NewReader(got.Manifest)), nil
@@ -93,7 +93,7 @@ var libraries = []struct {
 		mirror := tm.Listener.Addr().String()
 		rc := regclient.New(regclient.WithConfigHost(
 			config.Host{Name: reg.name, Hostname: reg.name, TLS: config.TLSDisabled, Mirrors: []string{mirror}},
-			config.Host{Name: mirror, Hostname: mirror, TLS: config.TLSDisabled, Priority: 0},
+			config.Host{Name: mirror, Hostname: mirror, TLS: config.TLSDisabled},
 		))
 		r, err := ref.New(reg.name + "/app:v1")
 		if err != nil {
@@ -104,7 +104,7 @@ var libraries = []struct {
 			return nil, err
 		}
 		defer rc.Close(ctx, r)
-		return follow(ocispec.Descriptor{MediaType: m.GetDescriptor().MediaType, Digest: m.GetDescriptor().Digest},
+		return follow(ocispec.Descriptor{Digest: m.GetDescriptor().Digest},
 			func(d ocispec.Descriptor) (io.ReadCloser, error) {
 				if d.Digest == m.GetDescriptor().Digest {
 					p, err := m.RawBody()

@@ -55,7 +55,8 @@
 // kind were given: references that they resolve are kept by the swarm as tags
 // are, those of other callers apart from them. What is served without upstream's
 // fresh word is marked offline in the log and counted in
-// shoal_mirror_degraded_total.
+// shoal_mirror_degraded_total. A tag's last digest is served for
+// [Config].OutageGrace, with a Warning header.
 //
 // ns is hostile: it selects among the registries that are configured, is never
 // an address or localhost unless configured as such, and becomes a metric

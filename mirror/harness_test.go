@@ -451,12 +451,6 @@ func (tm *testMirror) do(t testing.TB, method, target string, header ...string) 
 	return ask(t, tm.Server, method, target, header...)
 }
 
-// ask sends a request to the registry itself, likewise.
-func (reg *testRegistry) ask(t testing.TB, method, target string, header ...string) reply {
-	t.Helper()
-	return ask(t, reg.Server, method, target, header...)
-}
-
 func ask(t testing.TB, s *httptest.Server, method, target string, header ...string) reply {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, s.URL+target, nil)

@@ -51,8 +51,9 @@ func (m *Mirror) manifest(w http.ResponseWriter, r *http.Request, p *pull) error
 	p.size = int64(len(data))
 	m.patient(w)
 	describe(w.Header(), desc.Digest, man.mediaType, p.size)
-	if p.warning != "" {
-		w.Header().Set("Warning", `299 - "`+p.warning+`"`)
+	if p.stale() {
+		w.Header().Set("Warning", fmt.Sprintf(`299 - "%s does not answer: %s as of %s ago"`,
+			p.repo.Registry, p.ref.tag, time.Since(p.last).Round(time.Second)))
 	}
 	w.WriteHeader(http.StatusOK)
 	if p.method == http.MethodHead {
@@ -115,7 +116,7 @@ func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descri
 	bounded, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	desc, last, err := m.cfg.Swarm.Resolve(bounded, q.who.space+q.repo.String()+":"+q.ref.tag, upstream)
-	p.stale = !last.IsZero()
+	p.last = last
 	p.source = swarm.SourceLocal
 	if asked {
 		p.source = swarm.SourceOrigin
@@ -126,14 +127,10 @@ func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descri
 	if _, err := parseDigest(desc.Digest.String()); err != nil {
 		return swarm.Descriptor{}, permit{}, referenceMiss(kindManifest, err)
 	}
-	if p.stale {
-		age := time.Since(last)
-		if age > m.cfg.OutageGrace {
-			return swarm.Descriptor{}, permit{}, fmt.Errorf("resolve %s: the last answer is %s old: %w", q, age.Round(time.Second), swarm.ErrUnavailable)
-		}
-		p.warning = fmt.Sprintf("%s does not answer: %s as of %s ago", q.repo.Registry, q.ref.tag, age.Round(time.Second))
+	if age := time.Since(last); p.stale() && age > m.cfg.OutageGrace {
+		return swarm.Descriptor{}, permit{}, fmt.Errorf("resolve %s: the last answer is %s old: %w", q, age.Round(time.Second), swarm.ErrUnavailable)
 	}
-	pm.offline = pm.offline || p.stale
+	pm.offline = pm.offline || p.stale()
 	// Another node's answer counts: it comes from the same upstream.
 	m.inherit(q, desc)
 	pm.known, _ = m.catalog.get(q.repo, desc.Digest)

@@ -66,7 +66,7 @@ func (m *Mirror) record(p *pull) {
 	if !served {
 		m.met.fallbacks.WithLabelValues(p.reason).Inc()
 	}
-	if served && p.stale {
+	if served && p.stale() {
 		m.met.degraded.WithLabelValues(degradedTag).Inc()
 	}
 	if served && p.offline {
@@ -110,7 +110,7 @@ func (m *Mirror) log(p *pull, took time.Duration, cache string, by swarm.Stats) 
 	if p.reason != "" {
 		e.Str("reason", p.reason)
 	}
-	if p.stale {
+	if p.stale() {
 		e.Bool("stale", true)
 	}
 	if p.offline {

@@ -96,9 +96,8 @@ type pull struct {
 	source  swarm.Source
 	stats   swarm.Stats
 	offline bool // permission was not confirmed by upstream
-	stale   bool // the tag was not either
-	// warning tells a stale tag's client so, as the specification has it.
-	warning string
+	// last is of when upstream's answer about the tag is, if it gives none now.
+	last time.Time
 	// reason is empty when the request was answered in full.
 	reason string
 	err    error
@@ -162,6 +161,9 @@ func (m *Mirror) admit(r *http.Request, p *pull) error {
 	p.who, err = m.callers.identify(p.repo, r.Header.Values("Authorization"))
 	return err
 }
+
+// stale tells whether the tag was not confirmed by upstream.
+func (p *pull) stale() bool { return !p.last.IsZero() }
 
 // question is one to upstream, about something in the request's repository, in
 // the caller's name.

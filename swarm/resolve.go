@@ -64,7 +64,7 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 		case err != nil && ctx.Err() != nil:
 			return Descriptor{}, time.Time{}, ctx.Err()
 		case err == nil && a.Known != nil && a.Known.Age < n.cfg.TagTTL:
-			return n.knowTag(ref, a.Known), time.Time{}, nil
+			return n.knowTag(ref, a.Known).desc, time.Time{}, nil
 		case err == nil && a.Wait && time.Now().Before(deadline):
 			select {
 			case <-time.After(25 * time.Millisecond):
@@ -87,7 +87,8 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 	}
 	if a, aerr := n.lookupTag(ctx, first(ranked, staleAsk), ref, 0); aerr == nil && a.Known != nil {
 		n.met.fallbacks.WithLabelValues(staleTag).Inc()
-		return n.knowTag(ref, a.Known), time.Now().Add(-a.Known.Age), nil
+		k := n.knowTag(ref, a.Known)
+		return k.desc, k.at, nil
 	}
 	if k, ok := n.tags.c.Get(ref); ok {
 		n.met.fallbacks.WithLabelValues(staleTag).Inc()
@@ -96,10 +97,10 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 	return Descriptor{}, time.Time{}, err
 }
 
-func (n *Node) knowTag(ref string, r *tracker.Resolution) Descriptor {
-	d := Descriptor{MediaType: r.MediaType, Digest: r.Digest, Size: r.Size}
-	n.tags.c.Add(ref, knownTag{d, time.Now().Add(-r.Age)})
-	return d
+func (n *Node) knowTag(ref string, r *tracker.Resolution) knownTag {
+	k := knownTag{Descriptor{MediaType: r.MediaType, Digest: r.Digest, Size: r.Size}, time.Now().Add(-r.Age)}
+	n.tags.c.Add(ref, k)
+	return k
 }
 
 // lookupTag asks members in turn until one knows the tag; with one member, it

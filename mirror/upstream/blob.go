@@ -85,8 +85,8 @@ func (e *Error) headRefused() bool {
 	return false
 }
 
-// emptyDigest is that of the blob of no bytes.
-var emptyDigest = digest.FromBytes(nil)
+// EmptyDigest is that of the blob of no bytes.
+var EmptyDigest = digest.FromBytes(nil)
 
 // ask reads the size off the header of an answer.
 func (b *Blob) ask(ctx context.Context, k task, method string, h http.Header) (int64, error) {
@@ -104,7 +104,7 @@ func (b *Blob) ask(ctx context.Context, k task, method string, h http.Header) (i
 			}
 		}
 		switch {
-		case b.digest == emptyDigest:
+		case b.digest == EmptyDigest:
 			size = 0 // Go's servers give no length for it upon a HEAD
 		case size <= 0:
 			return k.invalid("answer without a size")

@@ -37,9 +37,9 @@ func TestNewBytes(t *testing.T) {
 				defer s.Close()
 				all = append(all, s)
 			}
-			for i, s := range all {
+			for _, s := range all {
 				if c.announced {
-					tr.Announce([]string{"one", "two"}[i], item, nil)
+					tr.Announce(s.node, item, nil)
 				}
 				if err := s.Handle(Up{Whole: true, WholeSize: size}); err != nil {
 					t.Fatal(err)
