@@ -368,8 +368,10 @@ func TestTokenEnds(t *testing.T) {
 	reading := make(chan struct{}) // the client has the first byte
 	var once sync.Once
 	k.reg.guard(func(w http.ResponseWriter, r *http.Request) bool {
-		var from int64
-		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err == nil && from > layer.Size/2 {
+		// By where a range ends: a node whose patience is over takes 4 MiB at a
+		// time, from anywhere.
+		var from, to int64
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); err == nil && to > layer.Size/2 {
 			<-reading
 			once.Do(func() {
 				k.mu.Lock()
