@@ -141,15 +141,12 @@ func (c *cluster) add(change ...func(*Config)) *testNode {
 	dial := func(ctx context.Context, addr string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	}
-	wireListener := wire
+	wireConfig := engine.Config{NodeID: n.id, Listener: wire, Log: log, Dial: dial}
 	var client, server *tls.Config
 	if c.ca != nil {
 		creds := credentials(t, c.ca, n.id)
 		client, server = creds.ClientConfig(), creds.ServerConfig("h2", "http/1.1")
-		wireListener = tls.NewListener(wire, creds.ServerConfig())
-		dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			return (&tls.Dialer{Config: client}).DialContext(ctx, "tcp", addr)
-		}
+		wireConfig.ServerTLS, wireConfig.ClientTLS = creds.ServerConfig(), client
 	}
 	n.store, err = chunker.Open(chunker.Options{Dir: filepath.Join(t.TempDir(), n.id), Log: log, OnChange: func(d digest.Digest, size int64, present bool) {
 		n.Node.StoreChanged(d, size, present)
@@ -157,7 +154,7 @@ func (c *cluster) add(change ...func(*Config)) *testNode {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.engine, err = engine.New(engine.Config{NodeID: n.id, Listener: wireListener, Log: log, Dial: dial})
+	n.engine, err = engine.New(wireConfig)
 	if err != nil {
 		t.Fatal(err)
 	}

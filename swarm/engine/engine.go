@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -47,12 +48,13 @@ const (
 type Config struct {
 	// NodeID names this node to its peers.
 	NodeID string
-	// Listener accepts peers; with TLS it is a TLS listener. The engine
-	// closes it.
+	// Listener accepts peers. The engine closes it.
 	Listener net.Listener
-	// Dial connects to a peer's wire address, with TLS if the cluster has
-	// it.
+	// Dial connects to a peer's wire address.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// ServerTLS and ClientTLS secure the connections that were accepted and
+	// dialled. Both nil: the cluster has no TLS.
+	ServerTLS, ClientTLS *tls.Config
 	// Nodes, if set, lists the cluster's nodes: a peer that dialled is called
 	// by its name in logs and events then. It must not call the engine.
 	Nodes func() []string
@@ -91,6 +93,9 @@ func New(c Config) (*Engine, error) { return newEngine(c, defaultTuning) }
 func newEngine(c Config, tune tuning) (*Engine, error) {
 	if c.Listener == nil || c.Dial == nil || c.NodeID == "" {
 		return nil, errors.New("new engine: node id, listener and dial are required")
+	}
+	if (c.ServerTLS == nil) != (c.ClientTLS == nil) {
+		return nil, errors.New("new engine: TLS is for both directions or for none")
 	}
 	e := &Engine{cfg: c, tune: tune, id: nodeID(c.NodeID), torrents: map[infoHash]*Torrent{}, conns: map[net.Conn]struct{}{}}
 	e.life, e.cancel = context.WithCancel(context.Background())
@@ -170,6 +175,7 @@ func (e *Engine) accept() {
 
 // receive serves a connection that a peer has opened.
 func (e *Engine) receive(c net.Conn, strangers <-chan struct{}) {
+	c, d := dress(c, e.cfg.ServerTLS, tls.Server)
 	release := e.hold(c)
 	defer release()
 	t, h := e.meet(c)
@@ -178,7 +184,7 @@ func (e *Engine) receive(c net.Conn, strangers <-chan struct{}) {
 		hangUp(c)
 		return
 	}
-	if l := t.join(c, h.id, h.id); l != nil {
+	if l := t.join(c, d, h.id, h.id); l != nil {
 		t.trade(l)
 	}
 }

@@ -76,24 +76,11 @@ func newNode(t testing.TB, id string, p plan) *node {
 		}
 		return dress(c), nil
 	}
+	cfg := Config{NodeID: id, Listener: l, Dial: dial, Nodes: testNodes, Log: p.log, Registerer: p.reg}
 	if p.tls {
-		server, client := testTLS(t)
-		raw := dial
-		l = tls.NewListener(l, server)
-		dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			c, err := raw(ctx, addr)
-			if err != nil {
-				return nil, err
-			}
-			tc := tls.Client(c, client)
-			if err := tc.HandshakeContext(ctx); err != nil {
-				_ = c.Close()
-				return nil, err
-			}
-			return tc, nil
-		}
+		cfg.ServerTLS, cfg.ClientTLS = testTLS(t)
 	}
-	e, err := newEngine(Config{NodeID: id, Listener: l, Dial: dial, Nodes: testNodes, Log: p.log, Registerer: p.reg}, p.tune)
+	e, err := newEngine(cfg, p.tune)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"sync"
@@ -41,6 +40,7 @@ var (
 type link struct {
 	t      *Torrent
 	c      net.Conn
+	doze   *doze // nil if c is not TCP
 	id     peerID
 	dialer peerID // who dialled
 	gate   gate   // only the reader's
@@ -71,9 +71,9 @@ type request struct {
 	void bool
 }
 
-func newLink(t *Torrent, c net.Conn, id, dialer peerID) *link {
+func newLink(t *Torrent, c net.Conn, d *doze, id, dialer peerID) *link {
 	return &link{
-		t: t, c: c, id: id, dialer: dialer, gate: gate{geo: t.id.Geometry}, choked: true,
+		t: t, c: c, doze: d, id: id, dialer: dialer, gate: gate{geo: t.id.Geometry}, choked: true,
 		wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
 }
@@ -245,7 +245,7 @@ func (t *Torrent) load(b []byte, c chunk) ([]byte, error) {
 	off, _ := t.id.Geometry.Piece(c.piece)
 	b = appendPiece(b, c)
 	at := len(b)
-	b = append(b, make([]byte, c.n)...)
+	b = slices.Grow(b, int(c.n))[:at+int(c.n)]
 	if _, err := t.blob.ReadAt(b[at:], off+c.begin); err != nil {
 		return nil, fmt.Errorf("read piece %d: %w: %w", c.piece, errDisk, err)
 	}
@@ -315,7 +315,7 @@ func (l *link) receive(r *bufio.Reader, c chunk, all map[int]*coming) error {
 		p = &coming{buf: t.e.buffers.Get(n), left: n, try: try}
 		all[c.piece] = p
 	}
-	if _, err := io.ReadFull(r, p.buf[c.begin:c.begin+c.n]); err != nil {
+	if err := l.fill(r, p.buf[c.begin:c.begin+c.n]); err != nil {
 		return err
 	}
 	p.left -= c.n
@@ -326,6 +326,20 @@ func (l *link) receive(r *bufio.Reader, c chunk, all map[int]*coming) error {
 	delete(all, c.piece)
 	t.settle(l, c.piece, p.buf)
 	t.e.buffers.Put(p.buf)
+	return nil
+}
+
+// fill reads len(b) bytes of a chunk that has begun to come.
+func (l *link) fill(r *bufio.Reader, b []byte) error {
+	defer l.doze.expect(0)
+	for len(b) > 0 {
+		l.doze.expect(len(b) - r.Buffered())
+		n, err := r.Read(b)
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
 	return nil
 }
 

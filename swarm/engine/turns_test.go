@@ -21,7 +21,7 @@ func lineUp(t *testing.T, links ...int) (*Engine, [][]*link) {
 	for k, n := range links {
 		tor := &Torrent{e: e, picker: picker.New(picker.Tuning{}, g, rand.New(rand.NewPCG(1, 2)))}
 		for range n {
-			l := newLink(tor, nil, peerID{}, peerID{})
+			l := newLink(tor, nil, nil, peerID{}, peerID{})
 			l.peer = tor.picker.Join()
 			l.serve = []chunk{{}}
 			all[k] = append(all[k], l)

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -189,19 +190,21 @@ func (t *Torrent) reach(addr string) *link {
 		t.e.cfg.Log.Debug().Err(err).Str("addr", addr).Msg("cannot connect to a peer")
 		return nil
 	}
+	c, d := dress(c, t.e.cfg.ClientTLS, tls.Client)
 	inTime := context.AfterFunc(ctx, func() { hangUp(c) })
 	h, err := t.e.greet(c, handshake{hash: infoHash(t.id.InfoHash())}, true)
 	if !inTime() || err != nil {
+		t.e.cfg.Log.Debug().Err(err).Str("addr", addr).Msg("cannot greet a peer")
 		hangUp(c)
 		return nil
 	}
-	return t.join(c, h.id, t.e.id)
+	return t.join(c, d, h.id, t.e.id)
 }
 
 // join makes a connection one of the torrent's; nil: it is not wanted, and was
 // closed.
-func (t *Torrent) join(c net.Conn, id, dialer peerID) *link {
-	l := newLink(t, c, id, dialer)
+func (t *Torrent) join(c net.Conn, d *doze, id, dialer peerID) *link {
+	l := newLink(t, c, d, id, dialer)
 	if !t.attach(l) {
 		l.end()
 		return nil

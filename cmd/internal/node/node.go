@@ -147,9 +147,6 @@ func (n *Node) listen() error {
 		*l.to = ln
 		n.undo = append(n.undo, ignoreClosed(ln.Close))
 	}
-	if n.creds != nil {
-		n.wireLn = tls.NewListener(n.wireLn, n.creds.ServerConfig())
-	}
 	return nil
 }
 
@@ -209,19 +206,17 @@ func (n *Node) openContent() error {
 func (n *Node) openSwarm() error {
 	c := n.cfg
 	dial := (&net.Dialer{Timeout: dialTimeout}).DialContext
-	wire := func(ctx context.Context, addr string) (net.Conn, error) { return dial(ctx, "tcp", addr) }
+	wire := engine.Config{
+		NodeID: c.Name, Listener: n.wireLn, Nodes: n.nodes,
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return dial(ctx, "tcp", addr) },
+		Log:  part(c.Log, "engine"), Registerer: n.registry,
+	}
 	var control *tls.Config
 	if n.creds != nil {
 		control = n.creds.ClientConfig()
-		dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: n.creds.ClientConfig()}
-		wire = func(ctx context.Context, addr string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "tcp", addr)
-		}
+		wire.ServerTLS, wire.ClientTLS = n.creds.ServerConfig(), n.creds.ClientConfig()
 	}
-	eng, err := engine.New(engine.Config{
-		NodeID: c.Name, Listener: n.wireLn, Dial: wire, Nodes: n.nodes,
-		Log: part(c.Log, "engine"), Registerer: n.registry,
-	})
+	eng, err := engine.New(wire)
 	if err != nil {
 		return fmt.Errorf("peer wire: %w", err)
 	}
