@@ -6,6 +6,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +48,26 @@ func TestIdleMemory(t *testing.T) {
 		float64(u.RSS)/mib, float64(u.Anon)/mib)
 	if u.RSS > limit {
 		t.Errorf("RSS %d MiB, want at most %d", u.RSS/mib, limit/mib)
+	}
+}
+
+// TestTimerSlack: Shoal runs with the timers that spare its runtime most of the
+// naps, without a setting of the host's.
+func TestTimerSlack(t *testing.T) {
+	l := newLab(t, lab.Config{Nodes: 1})
+	// Of all threads: the runtime's monitor is the one that matters.
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", l.Node(0).Shoal().PID()))
+	if err != nil || len(threads) < 2 {
+		t.Fatalf("threads %v: %v", threads, err)
+	}
+	for _, thread := range threads {
+		got, err := os.ReadFile(filepath.Join("/proc", filepath.Base(thread), "timerslack_ns"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := strings.TrimSpace(string(got)); s != "1000000" {
+			t.Errorf("thread %s has a timer slack of %s ns", thread, s)
+		}
 	}
 }
 

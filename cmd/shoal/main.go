@@ -50,6 +50,9 @@ type cli struct {
 type std struct{ out, err io.Writer }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		relax()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The first signal asks, the second one kills.
 	context.AfterFunc(ctx, stop)
