@@ -5,8 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"strconv"
-	"strings"
 
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -15,10 +13,11 @@ import (
 	"github.com/shoal-dev/shoal/mirror/containerd"
 )
 
-// checkContainerd looks whether containerd answers, and is one that is known.
-func checkContainerd(ctx context.Context, e *Env) []Finding {
+// checkContainerd looks whether containerd answers, and is one that is known. It
+// returns its version, empty if it does not answer.
+func checkContainerd(ctx context.Context, e *Env) (version string, found []Finding) {
 	if e.Socket == "" {
-		return nil
+		return "", nil
 	}
 	conn, err := containerd.Dial(e.socket())
 	if err == nil {
@@ -27,10 +26,10 @@ func checkContainerd(ctx context.Context, e *Env) []Finding {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
 		if v, err = versionapi.NewVersionClient(conn).Version(ctx, &emptypb.Empty{}); err == nil {
-			return judgeVersion(v.GetVersion())
+			return v.GetVersion(), judgeVersion(v.GetVersion())
 		}
 	}
-	return []Finding{{
+	return "", []Finding{{
 		ID: "containerd-unreachable", Severity: Error, Title: "containerd does not answer at its socket",
 		Evidence:    []string{e.Socket + ": " + err.Error()},
 		Consequence: "what containerd holds here is not shared with other nodes",
@@ -40,11 +39,7 @@ func checkContainerd(ctx context.Context, e *Env) []Finding {
 
 // judgeVersion says whether a version is older than those that are tested.
 func judgeVersion(version string) []Finding {
-	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	a, err1 := strconv.Atoi(major)
-	b, err2 := strconv.Atoi(minor)
-	if err1 != nil || err2 != nil || a > 1 || a == 1 && b >= 6 {
+	if r, ok := parseRelease(version); !ok || r.atLeast(1, 6) {
 		return nil
 	}
 	return []Finding{{

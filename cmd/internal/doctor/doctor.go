@@ -62,7 +62,8 @@ type Env struct {
 	// Root is where the node's file system is, "/" on the node itself.
 	Root string
 	// Config and HostsDir are containerd's configuration file and config_path, as
-	// the node has them, without Root.
+	// the node has them, without Root. A file that containerd's process was started
+	// with goes before Config.
 	Config, HostsDir string
 	// Socket is containerd's, empty if there is none.
 	Socket string
@@ -110,12 +111,15 @@ const (
 // first.
 func Run(ctx context.Context, e Env) []Finding {
 	s := readShoal(ctx, &e)
-	var all []Finding
+	d := findDaemon(&e, "/proc")
+	if d.config != "" {
+		e.Config = d.config
+	}
+	version, all := checkContainerd(ctx, &e)
 	for _, check := range []func() []Finding{
-		func() []Finding { return checkContainerd(ctx, &e) },
-		func() []Finding { return checkConfig(&e) },
+		func() []Finding { return checkConfig(&e, version) },
 		func() []Finding { return checkHosts(&e) },
-		func() []Finding { return checkProxy(&e, "/proc") },
+		func() []Finding { return checkProxy(ctx, &e, d) },
 		func() []Finding { return checkShoal(ctx, &e, s) },
 		func() []Finding { return checkCanary(ctx, &e, s) },
 		func() []Finding { return checkUpstreams(ctx, &e) },

@@ -76,58 +76,6 @@ func evidence(all []Finding, text string) bool {
 	})
 }
 
-const (
-	good3 = "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
-	good2 = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d/\"\n"
-)
-
-func TestConfig(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		files map[string]string
-		want  []string
-		shows string
-	}{
-		{"version 3", map[string]string{"config.toml": good3}, nil, ""},
-		{"version 2", map[string]string{"config.toml": good2}, nil, ""},
-		{"no file", nil, []string{"config-path-unset"}, "config.toml"},
-		{"not set", map[string]string{"config.toml": "version = 3\n"}, []string{"config-path-unset"}, "config_path = \"/etc/containerd/certs.d\""},
-		{"two directories", map[string]string{"config.toml": strings.Replace(good3, "certs.d", "certs.d:/etc/docker/certs.d", 1)},
-			[]string{"config-path-two"}, "/etc/docker/certs.d"},
-		{"elsewhere", map[string]string{"config.toml": strings.Replace(good3, "/etc/containerd/certs.d", "/opt/hosts", 1)},
-			[]string{"config-path-elsewhere"}, "/opt/hosts"},
-		{"a section of 1.x in version 3", map[string]string{"config.toml": strings.Replace(good2, "version = 2", "version = 3", 1)},
-			[]string{"config-plugin", "config-path-unset"}, "cri.v1.images"},
-		{"a section of 2.x in version 2", map[string]string{"config.toml": strings.Replace(good3, "version = 3", "version = 2", 1)},
-			[]string{"config-plugin", "config-path-unset"}, "grpc.v1.cri"},
-		{"mirrors", map[string]string{"config.toml": good2 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n"},
-			[]string{"config-legacy"}, ""},
-		{"syntax", map[string]string{"config.toml": "version = 3\n\n[plugins\n"}, []string{"config-unparsable"}, "line 3"},
-		{"by import", map[string]string{"config.toml": "version = 3\nimports = [\"conf.d/*.toml\"]\n", "conf.d/a.toml": good3}, nil, ""},
-		{"the last import counts", map[string]string{
-			"config.toml":   "imports = [\"/etc/containerd/conf.d/*.toml\"]\n" + good3,
-			"conf.d/a.toml": good3, "conf.d/b.toml": strings.Replace(good3, "certs.d", "other", 1),
-		}, []string{"config-path-elsewhere"}, "conf.d/b.toml"},
-		{"an import in circles", map[string]string{"config.toml": "imports = [\"config.toml\"]\n" + good3}, nil, ""},
-		{"discards layers", map[string]string{"config.toml": good3 + "[plugins.\"io.containerd.cri.v1.images\"]\ndiscard_unpacked_layers = true\n"},
-			[]string{"discard-unpacked-layers"}, ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			files := map[string]string{}
-			for name, text := range c.files {
-				files["/etc/containerd/"+name] = text
-			}
-			found := checkConfig(node(t, files))
-			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
-				t.Error(diff)
-			}
-			if c.shows != "" && !evidence(found, c.shows) {
-				t.Errorf("%+v does not show %q", found, c.shows)
-			}
-		})
-	}
-}
-
 func TestHosts(t *testing.T) {
 	const (
 		ours   = "[host.\"" + mirrorURL + "\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
@@ -158,50 +106,6 @@ func TestHosts(t *testing.T) {
 				files["/etc/containerd/certs.d/"+name] = text
 			}
 			found := checkHosts(node(t, files))
-			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
-				t.Error(diff)
-			}
-			if c.shows != "" && !evidence(found, c.shows) {
-				t.Errorf("%+v does not show %q", found, c.shows)
-			}
-		})
-	}
-}
-
-func TestProxy(t *testing.T) {
-	const unit = "/etc/systemd/system/containerd.service.d/proxy.conf"
-	process := func(env string) map[string]string {
-		return map[string]string{"/proc/12/comm": "bash\n", "/proc/34/comm": "containerd\n", "/proc/34/environ": env}
-	}
-	own := func(u *url.URL) (*url.URL, error) {
-		if u.Host == "registry.test:5000" {
-			return &url.URL{Host: "proxy.test"}, nil
-		}
-		return nil, nil
-	}
-	for _, c := range []struct {
-		name  string
-		files map[string]string
-		own   func(*url.URL) (*url.URL, error)
-		want  []string
-		shows string
-	}{
-		{"none", process("PATH=/bin\x00HOME=/root"), nil, nil, ""},
-		{"of the process", process("PATH=/bin\x00HTTPS_PROXY=http://proxy.test:3128"), nil, []string{"proxy-unknown"}, "docker.io, registry.test:5000"},
-		{"but for one", process("https_proxy=http://proxy.test:3128\x00no_proxy=.docker.io,10.0.0.0/8"), nil, []string{"proxy-unknown"}, "registry.test:5000"},
-		{"for nothing", process("HTTPS_PROXY=http://proxy.test:3128\x00NO_PROXY=*"), nil, nil, ""},
-		{"of both", process("HTTPS_PROXY=http://proxy.test:3128\x00NO_PROXY=.docker.io"), own, nil, ""},
-		{"of Shoal's alone", process("PATH=/bin"), own, []string{"proxy-own"}, "registry.test:5000"},
-		{"of the service", map[string]string{unit: "[Service]\nEnvironment=\"HTTPS_PROXY=http://proxy.test\" 'NO_PROXY=localhost,.docker.io'\n"},
-			nil, []string{"proxy-unknown"}, "registry.test:5000"},
-		{"not to be seen", nil, nil, []string{"not-examined"}, "no process"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			e := node(t, c.files)
-			if c.own != nil {
-				e.Proxy = c.own
-			}
-			found := checkProxy(e, e.path("/proc"))
 			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
 				t.Error(diff)
 			}
