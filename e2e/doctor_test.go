@@ -29,7 +29,11 @@ func TestDoctor(t *testing.T) {
 		}
 	}
 
+	before := alarms(t, l.Node(1))
 	expect("a healthy node")
+	if got := alarms(t, l.Node(1))[len(before):]; len(got) > 0 {
+		t.Errorf("the doctor leaves traces at another node: %q", got)
+	}
 
 	// containerd asks the registry alone: the canary does not come, and the file
 	// says why.
@@ -53,15 +57,8 @@ func TestDoctor(t *testing.T) {
 
 	testProxyFault(t, n)
 
-	// A cable pulled out: packets to the other node vanish.
-	if err := l.Node(1).Disconnect(); err != nil {
-		t.Fatal(err)
-	}
-	expect("a node that cannot be reached", "peer-unreachable")
-	if err := l.Node(1).Reconnect(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the nodes to see each other again", together)
+	testPeerFaults(t, l)
+
 	if err := l.CutRegistry(); err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +70,51 @@ func TestDoctor(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("Shoal is away", "mirror-silent")
+}
+
+// testPeerFaults makes the first node's doctor look at another node that is narrow,
+// away, and down.
+func testPeerFaults(t *testing.T, l *lab.Lab) {
+	n, other := l.Node(0), l.Node(1)
+	expect := func(name, id, shows string) {
+		t.Helper()
+		found := examine(t, n)
+		if got := worse(found); !slices.Equal(got, []string{id}) {
+			t.Errorf("%s: %q, want %q", name, got, id)
+		} else if seen := strings.Join(found[0].Evidence, "\n"); !strings.Contains(seen, other.Address) || !strings.Contains(seen, shows) {
+			t.Errorf("%s: %q does not show %q", name, seen, shows)
+		}
+	}
+	// Gossip's packets are smaller: it does not notice.
+	if err := l.Narrow(other, 1410); err != nil {
+		t.Fatal(err)
+	}
+	expect("large packets vanish", "peer-mtu", "up to 1400 bytes come through; of 1500 bytes")
+	if got := metric(t, n, "shoal_members"); got != 3 {
+		t.Errorf("%v members", got)
+	}
+	if err := l.Narrow(other, 0); err != nil {
+		t.Fatal(err)
+	}
+	// A cable pulled out: all packets vanish.
+	if err := other.Disconnect(); err != nil {
+		t.Fatal(err)
+	}
+	expect("a node that cannot be reached", "peer-unreachable", "")
+	if err := other.Reconnect(); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Shoal().Kill(); err != nil {
+		t.Fatal(err)
+	}
+	expect("a node without Shoal", "peer-down", "connection refused")
+	if err := other.StartShoal(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the nodes to see each other again", func() bool { return metric(t, n, "shoal_members") == 3 })
+	if got := diagnose(t, n); len(got) > 0 {
+		t.Errorf("all is well again: %q", got)
+	}
 }
 
 // testProxyFault gives containerd a proxy that is not there, and then what the
@@ -98,6 +140,22 @@ func testProxyFault(t *testing.T, n *lab.Node) {
 		t.Errorf("with %s: %q", line, got)
 	}
 	restart(t, n, string(config), "")
+}
+
+// alarms are the warnings and errors in the log of a node's Shoal.
+func alarms(t *testing.T, n *lab.Node) []string {
+	t.Helper()
+	log, err := os.ReadFile(n.Shoal().LogPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var some []string
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, `"level":"warn"`) || strings.Contains(line, `"level":"error"`) {
+			some = append(some, line)
+		}
+	}
+	return some
 }
 
 // finding is one of the doctor's.

@@ -72,11 +72,12 @@ type Env struct {
 	// Registries are those that are mirrored, and Upstream how Shoal speaks to them.
 	Registries *mirror.Registries
 	Upstream   *upstream.Client
-	// Cluster, CertsDir, Join and Advertise are the settings of `shoal serve`.
+	// Cluster, Node, CertsDir, Join and Advertise are the settings of `shoal serve`.
 	// CertsDir is empty without TLS.
-	Cluster, CertsDir string
-	Join              []string
-	Advertise         string
+	Cluster, Node string
+	CertsDir      string
+	Join          []string
+	Advertise     string
 	// ControlPort, WirePort and GossipPort are other nodes' too.
 	ControlPort, WirePort, GossipPort string
 	// DataDir and DiskReserve are the piece store's, in bytes.

@@ -3,6 +3,8 @@ package doctor
 import (
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/shoal-dev/shoal/mirror"
 	"github.com/shoal-dev/shoal/mirror/upstream"
+	"github.com/shoal-dev/shoal/swarm"
 	"github.com/shoal-dev/shoal/swarm/peertls"
 )
 
@@ -204,9 +207,11 @@ func TestPeers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	peer := httptest.NewUnstartedServer(http.NotFoundHandler())
+	mux := http.NewServeMux()
+	mux.HandleFunc(swarm.PathProbe, swarm.ServeProbe)
+	peer := httptest.NewUnstartedServer(mux)
 	peer.TLS = creds.ServerConfig("http/1.1")
-	peer.Config.ErrorLog = nil
+	peer.Config.ErrorLog = log.New(io.Discard, "", 0)
 	peer.StartTLS()
 	t.Cleanup(peer.Close)
 	e := node(t, nil)
@@ -242,8 +247,32 @@ func TestPeers(t *testing.T) {
 
 	e.CertsDir, e.WirePort = dir, "1"
 	check("a closed port", shoal{metrics: metrics{"shoal_members": 2}}, "peer-unreachable")
+	e.ControlPort, e.GossipPort = "1", "1"
+	check("all ports closed", shoal{metrics: metrics{"shoal_members": 1}}, "peer-down")
+	e.ControlPort, e.GossipPort = port, port
 	e.WirePort, e.Join = port, []string{"nowhere.invalid:6503"}
 	check("no such name", shoal{metrics: metrics{"shoal_members": 1}}, "join-unresolved")
+}
+
+// TestSilentPeer: the kernel takes connections, and nobody answers, whatever size
+// packets have.
+func TestSilentPeer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	e := node(t, nil)
+	_, e.ControlPort, err = net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Join, e.WirePort, e.GossipPort = []string{"127.0.0.1"}, e.ControlPort, e.ControlPort
+	found := checkPeers(t.Context(), e, shoal{metrics: metrics{"shoal_members": 1}})
+	if diff := cmp.Diff([]string{"peer-unreachable"}, ids(found)); diff != "" || !evidence(found, "takes connections, and then nothing comes") {
+		t.Errorf("%s%+v", diff, found)
+	}
 }
 
 func TestStorage(t *testing.T) {
