@@ -248,6 +248,25 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+// A file that somebody deletes, while this node looks or before, is not held,
+// whatever containerd's metadata says, and held again once it is back.
+func TestFileDeleted(t *testing.T) {
+	t.Parallel()
+	c := newCtrd(t)
+	p := data(1000)
+	kept, before, d := c.put("k8s.io", data(10), nil), c.put("k8s.io", data(20), nil), c.put("k8s.io", p, nil)
+	must(t, os.Remove(c.path(before)))
+	s, cl := start(t, Config{Socket: c.start().socket})
+	cl.wait(kept, d)
+	ready(t, s)
+	must(t, os.Remove(c.path(d)))
+	cl.wait(kept)
+	eventually(t, "metric", func() bool { return testutil.ToFloat64(s.met.damaged) == 2 })
+	must(t, os.WriteFile(c.path(d), p, 0o444))
+	cl.wait(kept, d)
+	eventually(t, "metric", func() bool { return testutil.ToFloat64(s.met.damaged) == 1 })
+}
+
 // A root that is not what containerd sees, whoever names it, costs the direct
 // way and nothing else.
 func TestForeignRoot(t *testing.T) {
