@@ -58,6 +58,7 @@ func TestDoctor(t *testing.T) {
 	testProxyFault(t, n)
 
 	testPeerFaults(t, l)
+	testStorageFaults(t, l)
 
 	if err := l.CutRegistry(); err != nil {
 		t.Fatal(err)

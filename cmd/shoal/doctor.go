@@ -120,7 +120,7 @@ func (c *doctorCmd) env() (doctor.Env, error) {
 		return doctor.Env{}, usageError{fmt.Errorf("settings of 'shoal serve': %w", err)}
 	}
 	env := doctor.Env{
-		Root: c.Root, Config: layout.Config, HostsDir: layout.Hosts, Socket: serve.ContainerdSocket,
+		Root: c.Root, Config: layout.Config, HostsDir: layout.Hosts, Socket: serve.ContainerdSocket, ContainerdRoot: serve.ContainerdRoot,
 		Mirror:     local(serve.MirrorAddr),
 		Registries: registries, Upstream: up,
 		Cluster: serve.Cluster, Node: cfg.Name, CertsDir: serve.CertsDir, Join: serve.Join, Advertise: serve.AdvertiseAddr,

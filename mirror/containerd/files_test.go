@@ -8,9 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -262,6 +265,15 @@ func TestFileDeleted(t *testing.T) {
 	must(t, os.Remove(c.path(d)))
 	cl.wait(kept)
 	eventually(t, "metric", func() bool { return testutil.ToFloat64(s.met.damaged) == 2 })
+	found, err := FindDamage(t.Context(), s.cfg)
+	must(t, err)
+	byDigest := func(a, b Damage) int { return strings.Compare(a.Digest.String(), b.Digest.String()) }
+	slices.SortFunc(found, byDigest)
+	want := []Damage{{before, 20, true}, {d, 1000, true}}
+	slices.SortFunc(want, byDigest)
+	if diff := cmp.Diff(want, found); diff != "" {
+		t.Error(diff)
+	}
 	must(t, os.WriteFile(c.path(d), p, 0o444))
 	cl.wait(kept, d)
 	eventually(t, "metric", func() bool { return testutil.ToFloat64(s.met.damaged) == 1 })

@@ -67,6 +67,8 @@ type Env struct {
 	Config, HostsDir string
 	// Socket is containerd's, empty if there is none.
 	Socket string
+	// ContainerdRoot is where its files are seen, if that is elsewhere than it says.
+	ContainerdRoot string
 	// Mirror and Metrics are URLs of this node's Shoal; Metrics may be empty.
 	Mirror, Metrics string
 	// Registries are those that are mirrored, and Upstream how Shoal speaks to them.
@@ -125,7 +127,7 @@ func Run(ctx context.Context, e Env) []Finding {
 		func() []Finding { return checkCanary(ctx, &e, s) },
 		func() []Finding { return checkUpstreams(ctx, &e) },
 		func() []Finding { return checkPeers(ctx, &e, s) },
-		func() []Finding { return checkStorage(&e, s) },
+		func() []Finding { return checkStorage(ctx, &e, s) },
 	} {
 		all = append(all, check()...)
 	}

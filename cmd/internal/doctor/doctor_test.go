@@ -278,16 +278,16 @@ func TestSilentPeer(t *testing.T) {
 func TestStorage(t *testing.T) {
 	e := node(t, nil)
 	s := shoal{metrics: metrics{}}
-	if found := checkStorage(e, s); len(found) > 0 {
+	if found := checkStorage(t.Context(), e, s); len(found) > 0 {
 		t.Errorf("healthy: %+v", found)
 	}
 	s.metrics[`shoal_mirror_fallbacks_total{reason="disk_full"}`], s.metrics["shoal_containerd_damaged_blobs"] = 2, 1
 	e.DiskReserve = 1 << 60
-	if diff := cmp.Diff([]string{"disk-full", "cache-full", "content-damaged"}, ids(checkStorage(e, s))); diff != "" {
+	if diff := cmp.Diff([]string{"disk-full", "content-damaged", "cache-full"}, ids(checkStorage(t.Context(), e, s))); diff != "" {
 		t.Error(diff)
 	}
 	e.DataDir = "/nowhere"
-	if diff := cmp.Diff([]string{"not-examined"}, ids(checkStorage(e, shoal{metrics: metrics{}}))); diff != "" {
+	if diff := cmp.Diff([]string{"not-examined"}, ids(checkStorage(t.Context(), e, shoal{metrics: metrics{}}))); diff != "" {
 		t.Error(diff)
 	}
 }
