@@ -97,6 +97,10 @@ func testPeerFaults(t *testing.T, l *lab.Lab) {
 	if err := l.Narrow(other, 0); err != nil {
 		t.Fatal(err)
 	}
+	// A firewall that knows of TCP alone.
+	command(t, other, "nft", "add table inet doctor { chain in { type filter hook input priority 0; udp dport "+lab.GossipPort+" drop; }; }")
+	expect("datagrams vanish", "gossip-silent", "no answer")
+	command(t, other, "nft", "delete table inet doctor")
 	// A cable pulled out: all packets vanish.
 	if err := other.Disconnect(); err != nil {
 		t.Fatal(err)

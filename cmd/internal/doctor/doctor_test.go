@@ -18,10 +18,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
 
 	"github.com/shoal-dev/shoal/mirror"
 	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
+	"github.com/shoal-dev/shoal/swarm/members"
 	"github.com/shoal-dev/shoal/swarm/peertls"
 )
 
@@ -186,6 +188,7 @@ func TestUpstreams(t *testing.T) {
 }
 
 func TestPeers(t *testing.T) {
+	t.Parallel()
 	ca, err := peertls.NewCA("test", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -221,6 +224,18 @@ func TestPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.ControlPort, e.WirePort, e.GossipPort = port, port, port
+	member, err := members.New(members.Config{
+		Cluster: "test", NodeID: "n", BindAddr: net.JoinHostPort("127.0.0.1", "0"), ControlPort: 1, WirePort: 1,
+		SecretKey: creds.GossipKey(), Log: zerolog.Nop(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = member.Close() })
+	_, e.GossipPort, err = net.SplitHostPort(member.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
 	check := func(name string, s shoal, want ...string) {
 		t.Helper()
 		if diff := cmp.Diff(append([]string{}, want...), ids(checkPeers(t.Context(), e, s))); diff != "" {
@@ -249,7 +264,8 @@ func TestPeers(t *testing.T) {
 	check("a closed port", shoal{metrics: metrics{"shoal_members": 2}}, "peer-unreachable")
 	e.ControlPort, e.GossipPort = "1", "1"
 	check("all ports closed", shoal{metrics: metrics{"shoal_members": 1}}, "peer-down")
-	e.ControlPort, e.GossipPort = port, port
+	e.ControlPort, e.GossipPort, e.WirePort = port, port, port // TCP, and no UDP
+	check("no gossip", shoal{metrics: metrics{"shoal_members": 2}}, "gossip-silent")
 	e.WirePort, e.Join = port, []string{"nowhere.invalid:6503"}
 	check("no such name", shoal{metrics: metrics{"shoal_members": 1}}, "join-unresolved")
 }

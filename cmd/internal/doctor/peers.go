@@ -51,7 +51,7 @@ func checkPeers(ctx context.Context, e *Env, s shoal) []Finding {
 			ID: "alone", Severity: Warning, Title: "this node sees no other",
 			Evidence:    []string{fmt.Sprintf("shoal_members is 1, and %d other addresses can be joined", len(addresses))},
 			Consequence: "everything comes from the registries",
-			Fix:         "is UDP " + e.GossipPort + " open between nodes? Do all have the same --cluster and gossip.key? The log of 'shoal serve' tells of attempts",
+			Fix:         "all of them answer, so wait a minute if it has just been started; then see what the log of 'shoal serve' tells of attempts to join",
 		})
 	}
 	return all

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
 	"syscall"
 
+	"github.com/rs/zerolog"
+
 	"github.com/shoal-dev/shoal/swarm"
+	"github.com/shoal-dev/shoal/swarm/members"
 	"github.com/shoal-dev/shoal/swarm/peertls"
 )
 
@@ -25,6 +29,8 @@ type state int
 
 const (
 	fine state = iota
+	// deaf: it does not answer to gossip, which goes by datagrams.
+	deaf
 	// narrow: packets above a size are lost.
 	narrow
 	// refuses: it answers, and does not take this node for one of the cluster.
@@ -68,7 +74,8 @@ func reachOne(ctx context.Context, e *Env, creds *peertls.Credentials, address s
 	for i, port := range others {
 		wg.Go(func() { errs[i] = dial(ctx, net.JoinHostPort(address, port)) })
 	}
-	if e.CertsDir == "" || creds != nil {
+	usable := e.CertsDir == "" || creds != nil
+	if usable {
 		if result, err := try(ctx, probe); err != nil {
 			p.state, p.evidence = diagnose(ctx, probe, result, err)
 		}
@@ -84,7 +91,27 @@ func reachOne(ctx context.Context, e *Env, creds *peertls.Credentials, address s
 			p.state = unreachable
 		}
 	}
+	if p.state == fine && usable {
+		if err := pingGossip(ctx, e, creds, address); err != nil {
+			p.state, p.evidence = deaf, []string{err.Error()}
+		}
+	}
 	return p
+}
+
+// pingGossip asks another node by a datagram in the cluster's key.
+func pingGossip(ctx context.Context, e *Env, creds *peertls.Credentials, address string) error {
+	to, err := netip.ParseAddrPort(net.JoinHostPort(address, e.GossipPort))
+	if err != nil {
+		return err
+	}
+	c := members.Config{Cluster: e.Cluster, Insecure: creds == nil, Log: zerolog.Nop()}
+	if creds != nil {
+		c.SecretKey = creds.GossipKey()
+	}
+	ctx, cancel := context.WithTimeout(ctx, farTimeout)
+	defer cancel()
+	return members.Ping(ctx, c, to)
 }
 
 // diagnose says what it means that a probe has failed.
@@ -178,6 +205,10 @@ func judgePeers(e *Env, peers []peer) []Finding {
 		{down, Finding{
 			ID: "peer-down", Title: "Shoal does not run on %d of %d other nodes", Consequence: alone,
 			Fix: "their machines answer: see there why 'shoal serve' does not run, or whether its ports are others; or take them out of --join",
+		}},
+		{deaf, Finding{
+			ID: "gossip-silent", Title: "%d of %d other nodes do not answer to gossip", Consequence: "this node and those take each other for gone, sooner or later: " + alone,
+			Fix: "open UDP " + e.GossipPort + " between nodes, in both directions; if it is: have all nodes the same --cluster and gossip.key?",
 		}},
 		{refuses, Finding{
 			ID: "peer-refuses", Title: "%d of %d other nodes and this one do not accept each other", Consequence: "they are strangers: nothing is shared with them",
