@@ -128,6 +128,7 @@ func Run(ctx context.Context, e Env) []Finding {
 		func() []Finding { return checkUpstreams(ctx, &e) },
 		func() []Finding { return checkPeers(ctx, &e, s) },
 		func() []Finding { return checkStorage(ctx, &e, s) },
+		func() []Finding { return hintClients(&e) },
 	} {
 		all = append(all, check()...)
 	}

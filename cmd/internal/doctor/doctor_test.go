@@ -308,6 +308,19 @@ func TestStorage(t *testing.T) {
 	}
 }
 
+func TestHint(t *testing.T) {
+	e := node(t, nil)
+	for socket, want := range map[string]string{
+		"":                                    "ctr --namespace k8s.io images pull --hosts-dir /etc/containerd/certs.d IMAGE",
+		"unix://" + defaultSocket:             "nerdctl --namespace k8s.io --hosts-dir /etc/containerd/certs.d pull IMAGE",
+		"/run/k3s/containerd/containerd.sock": "ctr --address /run/k3s/containerd/containerd.sock --namespace",
+	} {
+		if e.Socket = socket; !evidence(hintClients(e), want) {
+			t.Errorf("%q: %+v, want %q", socket, hintClients(e), want)
+		}
+	}
+}
+
 func TestVersion(t *testing.T) {
 	for version, old := range map[string]bool{"v2.3.4": false, "1.7.34": false, "1.6.20~ds1": false, "v1.5.9": true, "0.2.1": true, "dev": false} {
 		if got := len(judgeVersion(version)) > 0; got != old {
