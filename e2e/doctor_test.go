@@ -59,6 +59,8 @@ func TestDoctor(t *testing.T) {
 
 	testPeerFaults(t, l)
 	testStorageFaults(t, l)
+	testCertificateFaults(t, l)
+	testHint(t, l, n)
 
 	if err := l.CutRegistry(); err != nil {
 		t.Fatal(err)
