@@ -27,7 +27,7 @@ type daemon struct {
 	env  map[string]string
 	from string
 	// config is the absolute path of the configuration that it was started with,
-	// empty if that is not known.
+	// empty if that is not known for sure.
 	config string
 }
 
@@ -35,7 +35,8 @@ type daemon struct {
 // proc, where processes are seen, and then for a service.
 func findDaemon(e *Env, proc string) daemon {
 	dir := listener(e.socket(), proc)
-	if dir == "" {
+	sure := dir != ""
+	if !sure {
 		found, _ := filepath.Glob(filepath.Join(proc, "[0-9]*", "comm")) // no pattern of ours is bad
 		i := slices.IndexFunc(found, func(p string) bool { return slices.Contains(daemons, comm(filepath.Dir(p))) })
 		if i >= 0 {
@@ -55,7 +56,8 @@ func findDaemon(e *Env, proc string) daemon {
 			d.env[name] = value
 		}
 	}
-	if args, err := os.ReadFile(filepath.Join(dir, "cmdline")); err == nil && comm(dir) == "containerd" {
+	// Another one's would mislead more than none.
+	if args, err := os.ReadFile(filepath.Join(dir, "cmdline")); err == nil && sure && comm(dir) == "containerd" {
 		d.config = configArgument(strings.Split(string(args), "\x00"))
 	}
 	return d

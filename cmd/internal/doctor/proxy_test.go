@@ -31,7 +31,7 @@ func TestProxy(t *testing.T) {
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
 	process := func(env string) map[string]string {
-		return map[string]string{"/proc/12/comm": "bash\n", "/proc/34/comm": "containerd\n", "/proc/34/environ": env, "/proc/34/cmdline": "containerd\x00"}
+		return map[string]string{"/proc/12/comm": "bash\n", "/proc/34/comm": "containerd\n", "/proc/34/environ": env, "/proc/34/cmdline": "containerd\x00--config\x00/other.toml\x00"}
 	}
 	own := func(u *url.URL) (*url.URL, error) {
 		if u.Host == "b.test" {
@@ -74,7 +74,11 @@ func TestProxy(t *testing.T) {
 			if c.own != nil {
 				e.Proxy = c.own
 			}
-			found := checkProxy(t.Context(), e, findDaemon(e, e.path("/proc")))
+			d := findDaemon(e, e.path("/proc"))
+			if d.config != "" {
+				t.Errorf("%s is taken for containerd's configuration: it may be another containerd", d.config)
+			}
+			found := checkProxy(t.Context(), e, d)
 			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
 				t.Errorf("%s%+v", diff, found)
 			}
