@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"time"
 
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -53,6 +54,9 @@ func judgeVersion(version string) []Finding {
 // canaryCounted is the mirror's count of canaries.
 const canaryCounted = `shoal_mirror_fallbacks_total{reason="canary"}`
 
+// canaryInterval is how often it is looked for.
+const canaryInterval = 200 * time.Millisecond
+
 // checkCanary has containerd pull an image that does not exist, and looks whether
 // it asks the mirror for it: an idle Shoal and one that is passed by look alike
 // otherwise.
@@ -85,14 +89,33 @@ func checkCanary(ctx context.Context, e *Env, s shoal) []Finding {
 		return skip(err.Error())
 	}
 	image := e.Registries.Named()[0] + "/shoal-doctor/canary:" + hex.EncodeToString(random[:])
+	// containerd goes on to the registry, which may not answer. Whether it came here
+	// first is known long before.
 	pullCtx, cancel := context.WithTimeout(ctx, 4*farTimeout)
 	defer cancel()
-	_, pulled := cri.NewImageServiceClient(conn).PullImage(pullCtx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}})
-	after, err := readMetrics(ctx, e)
-	if err != nil {
-		return skip(err.Error())
-	}
-	if after[canaryCounted] > s.metrics[canaryCounted] {
+	ended := make(chan error, 1)
+	go func() {
+		_, err := cri.NewImageServiceClient(conn).PullImage(pullCtx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}})
+		ended <- err
+	}()
+	var pulled error
+	for over := false; !over; {
+		select {
+		case pulled = <-ended:
+			over = true
+		case <-time.After(canaryInterval):
+		}
+		now, err := readMetrics(ctx, e)
+		if err == nil && now[canaryCounted] <= s.metrics[canaryCounted] {
+			continue
+		}
+		if !over {
+			cancel()
+			_ = <-ended // it was asked to
+		}
+		if err != nil {
+			return skip(err.Error())
+		}
 		return nil
 	}
 	return []Finding{{
