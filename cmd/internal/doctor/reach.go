@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -23,6 +24,10 @@ import (
 // over IPv6's minimum, IPsec, WireGuard, VXLAN, clouds, IP in IP and PPPoE to
 // Ethernet's and jumbo frames.
 var packets = []int{576, 1280, 1360, 1400, 1420, 1440, 1450, 1460, 1480, 1492, 1500, 8951, 9001}
+
+// packetTimeout bounds a try with small packets, which have nothing to wait for but a
+// lost one or two.
+const packetTimeout = 3 * time.Second
 
 // state is how far another node can be reached, the best first.
 type state int
@@ -76,7 +81,7 @@ func reachOne(ctx context.Context, e *Env, creds *peertls.Credentials, address s
 	}
 	usable := e.CertsDir == "" || creds != nil
 	if usable {
-		if result, err := try(ctx, probe); err != nil {
+		if result, err := try(ctx, probe, farTimeout); err != nil {
 			p.state, p.evidence = diagnose(ctx, probe, result, err)
 		}
 	}
@@ -140,7 +145,7 @@ func largest(ctx context.Context, probe swarm.Probe) int {
 		wg.Go(func() {
 			probe := probe
 			probe.Packet = size
-			_, errs[i] = try(ctx, probe)
+			_, errs[i] = try(ctx, probe, packetTimeout)
 		})
 	}
 	wg.Wait()
@@ -155,8 +160,8 @@ func largest(ctx context.Context, probe swarm.Probe) int {
 	return packets[n-1]
 }
 
-func try(ctx context.Context, probe swarm.Probe) (swarm.ProbeResult, error) {
-	ctx, cancel := context.WithTimeout(ctx, farTimeout)
+func try(ctx context.Context, probe swarm.Probe, patience time.Duration) (swarm.ProbeResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return probe.Run(ctx)
 }
