@@ -76,6 +76,10 @@ func testHint(t *testing.T, l *lab.Lab, n *lab.Node) {
 	args := strings.Fields(strings.Replace(line, "IMAGE", ref, 1))
 	const landed = `shoal_mirror_landed_blobs_total{through="mirror"}`
 	before := metric(t, n, landed)
-	command(t, n, n.Program(args[0]), args[1:]...)
+	programs, err := lab.BuildContainerd(t.Context(), lab.ContainerdNewest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	command(t, n, filepath.Join(programs, args[0]), args[1:]...)
 	eventually(t, "three blobs to land through the mirror", func() bool { return metric(t, n, landed) == before+3 })
 }

@@ -32,6 +32,8 @@ type configFault struct {
 	relative bool
 	// want is what the doctor says, worse than notes. Empty: containerd asks Shoal.
 	want []string
+	// note is one that is expected besides.
+	note string
 	// down tells that CRI does not come up.
 	down bool
 	// inDropIn tells that the fix is for the imported file, and also does what the
@@ -61,8 +63,11 @@ func testConfigFaults(t *testing.T, l *lab.Lab) {
 	}{
 		{n, []configFault{
 			{name: "two directories", edit: two, want: []string{"config-path-two", "bypassed"}},
-			{name: "two directories without the transfer service", edit: func(s string) string {
+			{name: "two directories without the transfer service", note: "config-path-two", edit: func(s string) string {
 				return two(s) + "[plugins.\"io.containerd.cri.v1.images\"]\n  use_local_image_pull = true\n"
+			}},
+			{name: "layers thrown away", note: "discard-unpacked-layers", edit: func(s string) string {
+				return s + "[plugins.\"io.containerd.cri.v1.images\"]\n  discard_unpacked_layers = true\n"
 			}},
 			{name: "not set", edit: func(s string) string { return without(s, certs(n)) }, want: []string{"config-path-unset", "bypassed"}},
 			{name: "a section of 1.x in version 3", edit: replace(headImages, headCRI)},
@@ -138,6 +143,9 @@ func (f configFault) test(t *testing.T, l *lab.Lab, n *lab.Node, good string) {
 	found := examine(t, n)
 	if got := worse(found); !slices.Equal(got, f.want) {
 		t.Errorf("%q, want %q", got, f.want)
+	}
+	if f.note != "" && !slices.ContainsFunc(found, func(n finding) bool { return n.ID == f.note && n.Severity == "note" }) {
+		t.Errorf("%+v has no note %s", found, f.note)
 	}
 	if len(f.want) == 0 || t.Failed() {
 		return

@@ -177,15 +177,15 @@ disabled_plugins = [
 
 // ContainerdVersion is what the node's containerd says of itself.
 func (n *Node) ContainerdVersion() (string, error) {
-	out, err := exec.Command(n.Program("containerd"), "--version").Output()
+	out, err := exec.Command(n.program("containerd"), "--version").Output()
 	if err != nil {
 		return "", fmt.Errorf("ask containerd for its version: %w", err)
 	}
 	return strings.TrimSpace(string(out)), nil
 }
 
-// Program is the path of a program of the node's containerd, ctr for instance.
-func (n *Node) Program(name string) string { return filepath.Join(n.lab.containerd[n.version], name) }
+// program is the path of a program of the node's containerd.
+func (n *Node) program(name string) string { return filepath.Join(n.lab.containerd[n.version], name) }
 
 // ContainerdConfig is the file that containerd is started with. It is written before
 // the first start; a test may change it between a stop and the next one.
@@ -215,7 +215,7 @@ func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
 		"CONTAINERD_DISABLE_PIGZ=1", "CONTAINERD_DISABLE_IGZIP=1",
 	}
 	p, err := startProcess(n.Machine, "containerd", filepath.Join(n.Dir, "containerd.log"), append(env, more...),
-		n.Program("containerd"), "--config", n.ContainerdConfig(), "--log-level", "info")
+		n.program("containerd"), "--config", n.ContainerdConfig(), "--log-level", "info")
 	if err != nil {
 		return err
 	}
@@ -333,7 +333,7 @@ func (n *Node) Run(ctx context.Context, ref string) (string, error) {
 	// The control group's name is seen by all nodes.
 	id := fmt.Sprintf("%s-%d", n.Name, n.run)
 	var out, errs strings.Builder
-	cmd := exec.CommandContext(ctx, n.Program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
+	cmd := exec.CommandContext(ctx, n.program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
 		"run", "--rm", "--cgroup", "/"+cgroupName+"/"+id, ref, id)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := n.start(cmd); err != nil {
@@ -348,7 +348,7 @@ func (n *Node) Run(ctx context.Context, ref string) (string, error) {
 // CtrPull pulls an image with ctr, which has to be told of hosts.toml files.
 func (n *Node) CtrPull(ctx context.Context, ref string) error {
 	var out strings.Builder
-	cmd := exec.CommandContext(ctx, n.Program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
+	cmd := exec.CommandContext(ctx, n.program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
 		"images", "pull", "--hosts-dir", n.HostsDir(), ref)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := n.start(cmd); err != nil {
