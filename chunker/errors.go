@@ -26,7 +26,8 @@ type NoSpaceError struct {
 	// Need is the blob's size; Free is what could be had, in bytes, after
 	// eviction of everything unused.
 	Need, Free int64
-	// Limit names what is exhausted: "cache size" or "disk".
+	// Limit names what is exhausted: "cache size", "disk" or
+	// "inodes".
 	Limit string
 }
 

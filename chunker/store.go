@@ -322,7 +322,11 @@ func (s *Store) makeRoom(size int64) (gone []*Blob, err error) {
 			return gone, err
 		}
 		if free >= size {
-			return gone, nil
+			ok, err := s.inodes()
+			if err != nil || ok {
+				return gone, err
+			}
+			limit, free = "inodes", 0
 		}
 		b := s.victim()
 		if b == nil {
@@ -346,6 +350,19 @@ func (s *Store) room() (limit string, free int64, err error) {
 		limit, free = "cache size", s.opt.Capacity-s.used
 	}
 	return limit, free, nil
+}
+
+// filesPerBlob is how many files a blob takes while it comes: data and sums.
+const filesPerBlob = 2
+
+// inodes tells whether the file system has some left for a blob. Those that make
+// them as needed say that there are none at all.
+func (s *Store) inodes() (bool, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.opt.Dir, &fs); err != nil {
+		return false, fmt.Errorf("free inodes of %s: %w", s.opt.Dir, err)
+	}
+	return fs.Files == 0 || fs.Ffree >= filesPerBlob, nil
 }
 
 // victim is the longest unused blob that nobody has pinned.

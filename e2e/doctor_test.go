@@ -8,7 +8,6 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -19,20 +18,10 @@ import (
 
 // TestDoctor makes real faults on real nodes and looks what the doctor says.
 func TestDoctor(t *testing.T) {
-	l := newLab(t, lab.Config{Nodes: 2})
+	l := newLab(t, lab.Config{Nodes: 3, Containerd: allVersions})
 	n := l.Node(0)
-	config := filepath.Join(filepath.Dir(n.HostsDir()), "config.toml")
-	good := "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\n  config_path = \"" + n.HostsDir() + "\"\n"
-	write := func(path, text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// Not the file that containerd was started with: what it says there is for
-	// the doctor alone, and the canary tells what containerd does.
-	write(config, good)
-	eventually(t, "both nodes to see each other", func() bool { return metric(t, n, "shoal_members") == 2 })
+	together := func() bool { return metric(t, n, "shoal_members") == 3 }
+	eventually(t, "the nodes to see each other", together)
 	expect := func(name string, want ...string) {
 		t.Helper()
 		if got := diagnose(t, n); !slices.Equal(got, want) {
@@ -40,7 +29,11 @@ func TestDoctor(t *testing.T) {
 		}
 	}
 
+	before := alarms(t, l.Node(1))
 	expect("a healthy node")
+	if got := alarms(t, l.Node(1))[len(before):]; len(got) > 0 {
+		t.Errorf("the doctor leaves traces at another node: %q", got)
+	}
 
 	// containerd asks the registry alone: the canary does not come, and the file
 	// says why.
@@ -60,39 +53,15 @@ func TestDoctor(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	write(config, strings.Replace(good, n.HostsDir(), n.HostsDir()+":/etc/docker/certs.d", 1))
-	expect("two directories", "config-path-two")
-	write(config, strings.Replace(good, "version = 3", "version = 2", 1))
-	expect("a section of another version", "config-plugin", "config-path-unset")
-	write(config, good)
+	testConfigFaults(t, l)
 
-	// A proxy in the environment of containerd's process.
-	if err := n.Containerd().Stop(); err != nil {
-		t.Fatal(err)
-	}
-	expect("containerd is away", "containerd-unreachable", "not-ready", "bypassed")
-	if err := n.StartContainerd(t.Context(), "HTTP_PROXY=http://10.77.9.9:3128"); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "Shoal to follow containerd again", func() bool { return metric(t, n, "shoal_containerd_up") == 1 })
-	expect("a proxy that Shoal does not know of", "proxy-unknown")
-	if err := n.Containerd().Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.StartContainerd(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "Shoal to follow containerd again", func() bool { return metric(t, n, "shoal_containerd_up") == 1 })
+	testProxyFault(t, n)
 
-	// A cable pulled out: packets to the other node vanish.
-	if err := l.Node(1).Disconnect(); err != nil {
-		t.Fatal(err)
-	}
-	expect("a node that cannot be reached", "peer-unreachable")
-	if err := l.Node(1).Reconnect(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "both nodes to see each other again", func() bool { return metric(t, n, "shoal_members") == 2 })
+	testPeerFaults(t, l)
+	testStorageFaults(t, l)
+	testCertificateFaults(t, l)
+	testHint(t, l, n)
+
 	if err := l.CutRegistry(); err != nil {
 		t.Fatal(err)
 	}
@@ -106,9 +75,122 @@ func TestDoctor(t *testing.T) {
 	expect("Shoal is away", "mirror-silent")
 }
 
+// testPeerFaults makes the first node's doctor look at another node that is narrow,
+// away, and down.
+func testPeerFaults(t *testing.T, l *lab.Lab) {
+	n, other := l.Node(0), l.Node(1)
+	expect := func(name, id, shows string) {
+		t.Helper()
+		found := examine(t, n)
+		if got := worse(found); !slices.Equal(got, []string{id}) {
+			t.Errorf("%s: %q, want %q", name, got, id)
+		} else if seen := strings.Join(found[0].Evidence, "\n"); !strings.Contains(seen, other.Address) || !strings.Contains(seen, shows) {
+			t.Errorf("%s: %q does not show %q", name, seen, shows)
+		}
+	}
+	// Gossip's packets are smaller: it does not notice.
+	if err := l.Narrow(other, 1410); err != nil {
+		t.Fatal(err)
+	}
+	expect("large packets vanish", "peer-mtu", "up to 1400 bytes come through; of 1500 bytes")
+	if got := metric(t, n, "shoal_members"); got != 3 {
+		t.Errorf("%v members", got)
+	}
+	if err := l.Narrow(other, 0); err != nil {
+		t.Fatal(err)
+	}
+	// A firewall that knows of TCP alone.
+	command(t, other, "nft", "add table inet doctor { chain in { type filter hook input priority 0; udp dport "+lab.GossipPort+" drop; }; }")
+	expect("datagrams vanish", "gossip-silent", "no answer")
+	command(t, other, "nft", "delete table inet doctor")
+	// A cable pulled out: all packets vanish.
+	if err := other.Disconnect(); err != nil {
+		t.Fatal(err)
+	}
+	expect("a node that cannot be reached", "peer-unreachable", "")
+	if err := other.Reconnect(); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Shoal().Kill(); err != nil {
+		t.Fatal(err)
+	}
+	expect("a node without Shoal", "peer-down", "connection refused")
+	if err := other.StartShoal(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the nodes to see each other again", func() bool { return metric(t, n, "shoal_members") == 3 })
+	if got := diagnose(t, n); len(got) > 0 {
+		t.Errorf("all is well again: %q", got)
+	}
+}
+
+// testProxyFault gives containerd a proxy that is not there, and then what the
+// doctor says to add.
+func testProxyFault(t *testing.T, n *lab.Node) {
+	config, err := os.ReadFile(n.ContainerdConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const proxy = "HTTP_PROXY=http://10.77.9.9:3128"
+	restart(t, n, string(config), "", proxy)
+	found := examine(t, n)
+	if got := worse(found); !slices.Equal(got, []string{"proxy-unknown", "proxy-fails"}) {
+		t.Fatalf("a proxy: %q", got)
+	}
+	_, line, _ := strings.Cut(found[1].Fix, "Environment=\"")
+	line, _, _ = strings.Cut(line, "\"")
+	if want := "NO_PROXY=registry.lab"; line != want {
+		t.Errorf("the line to add is %q, want %q", line, want)
+	}
+	restart(t, n, string(config), "", proxy, line)
+	if got := diagnose(t, n); len(got) > 0 {
+		t.Errorf("with %s: %q", line, got)
+	}
+	restart(t, n, string(config), "")
+}
+
+// alarms are the warnings and errors in the log of a node's Shoal.
+func alarms(t *testing.T, n *lab.Node) []string {
+	t.Helper()
+	log, err := os.ReadFile(n.Shoal().LogPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var some []string
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, `"level":"warn"`) || strings.Contains(line, `"level":"error"`) {
+			some = append(some, line)
+		}
+	}
+	return some
+}
+
+// finding is one of the doctor's.
+type finding struct {
+	ID, Severity, Fix string
+	Evidence          []string
+}
+
 // diagnose runs the doctor on a node with the settings of its Shoal, and returns
 // the ids of what is worse than a note.
 func diagnose(t *testing.T, n *lab.Node) []string {
+	t.Helper()
+	return worse(examine(t, n))
+}
+
+// worse are the ids of what is worse than a note.
+func worse(findings []finding) []string {
+	var ids []string
+	for _, f := range findings {
+		if f.Severity != "note" {
+			ids = append(ids, f.ID)
+		}
+	}
+	return ids
+}
+
+// examine runs the doctor on a node with the settings of its Shoal.
+func examine(t *testing.T, n *lab.Node) []finding {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -124,29 +206,22 @@ func diagnose(t *testing.T, n *lab.Node) []string {
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	var findings []struct {
-		ID, Severity string
-		Evidence     []string
-	}
+	var findings []finding
 	if err := json.Unmarshal([]byte(out.String()), &findings); err != nil {
 		t.Fatalf("%v: %s%s", err, out.String(), errs.String())
 	}
-	var ids []string
 	status := 0
 	for _, f := range findings {
 		t.Logf("%s [%s] %q", f.Severity, f.ID, f.Evidence)
 		switch f.Severity {
-		case "note":
-			continue
 		case "error":
 			status = 7
 		case "warning":
 			status = max(status, 6)
 		}
-		ids = append(ids, f.ID)
 	}
 	if code := cmd.ProcessState.ExitCode(); code != status {
 		t.Errorf("exit status %d, want %d: %s", code, status, errs.String())
 	}
-	return ids
+	return findings
 }

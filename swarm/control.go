@@ -68,6 +68,7 @@ func (n *Node) handler() http.Handler {
 	r.HandleFunc(pathHolders+"{digest}", n.serveHolders).Methods(http.MethodGet)
 	r.HandleFunc(pathAnnounce, n.serveAnnounce).Methods(http.MethodPost)
 	r.HandleFunc(pathBlobs+"{digest}", n.serveBlob).Methods(http.MethodGet, http.MethodHead)
+	r.HandleFunc(PathProbe, ServeProbe).Methods(http.MethodGet, http.MethodPost)
 	r.HandleFunc(pathLookup, n.serveLookup).Methods(http.MethodPost)
 	r.HandleFunc(pathPublish, n.servePublish).Methods(http.MethodPost)
 	return r

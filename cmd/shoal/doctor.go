@@ -120,10 +120,10 @@ func (c *doctorCmd) env() (doctor.Env, error) {
 		return doctor.Env{}, usageError{fmt.Errorf("settings of 'shoal serve': %w", err)}
 	}
 	env := doctor.Env{
-		Root: c.Root, Config: layout.Config, HostsDir: layout.Hosts, Socket: serve.ContainerdSocket,
+		Root: c.Root, Config: layout.Config, HostsDir: layout.Hosts, Socket: serve.ContainerdSocket, ContainerdRoot: serve.ContainerdRoot,
 		Mirror:     local(serve.MirrorAddr),
 		Registries: registries, Upstream: up,
-		Cluster: serve.Cluster, CertsDir: serve.CertsDir, Join: serve.Join, Advertise: serve.AdvertiseAddr,
+		Cluster: serve.Cluster, Node: cfg.Name, CertsDir: serve.CertsDir, Join: serve.Join, Advertise: serve.AdvertiseAddr,
 		ControlPort: port(serve.ControlAddr), WirePort: port(serve.WireAddr), GossipPort: port(serve.GossipAddr),
 		DataDir: serve.DataDir, DiskReserve: int64(serve.DiskReserve),
 		Proxy:  func(u *url.URL) (*url.URL, error) { return http.ProxyFromEnvironment(&http.Request{URL: u}) },

@@ -118,6 +118,9 @@ func New(ctx context.Context, c Config) (_ *Lab, err error) {
 	if err := sweep(); err != nil {
 		return nil, fmt.Errorf("remove an earlier run's leftovers: %w", err)
 	}
+	if err := allowCongestion(); err != nil {
+		return nil, fmt.Errorf("allow %s: %w", congestion, err)
+	}
 	c.Log.Info().Msg("building containerd and the registry, unless cached")
 	if l.programs, err = BuildPrograms(ctx); err != nil {
 		return nil, err

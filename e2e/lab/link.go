@@ -17,6 +17,8 @@ const (
 	// network is the laboratory's, which nobody outside ever sees.
 	network    = "10.77"
 	prefixBits = 16
+	// defaultMTU is Ethernet's, in bytes.
+	defaultMTU = 1500
 )
 
 // Shaping of a link's ends. The burst has to hold more than one segment as
@@ -178,6 +180,25 @@ func shape(bridge, m *Machine, rate Rate) error {
 		if err != nil {
 			return fmt.Errorf("shape link of %s: %w", m.Name, err)
 		}
+	}
+	return nil
+}
+
+// Narrow has the switch drop packets of more than so many bytes on their way to or
+// from a node, without a word to anybody, as a tunnel does behind a firewall that
+// lets no ICMP through. 0 takes it back.
+func (l *Lab) Narrow(n *Node, mtu int) error {
+	segments := "1" // what senders bundle until a card would cut it passes whole
+	if mtu == 0 {
+		mtu, segments = defaultMTU, "65535"
+	}
+	for _, m := range l.Nodes() {
+		if err := m.command("", "ip", "link", "set", "dev", linkName, "gso_max_segs", segments); err != nil {
+			return fmt.Errorf("narrow link of %s: %w", n.Name, err)
+		}
+	}
+	if err := l.bridge.command("", "ip", "link", "set", "dev", portName(n.Machine), "mtu", strconv.Itoa(mtu)); err != nil {
+		return fmt.Errorf("narrow link of %s: %w", n.Name, err)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,21 @@ import (
 // registry send 7 % of an image again, and 2 % with this one, in the same time:
 // BBR does not slow down when a short queue overflows.
 const congestion = "cubic"
+
+// allowCongestion lets namespaces choose it: those of a computer that has another
+// default may choose only what the computer allows to everybody.
+func allowCongestion() error {
+	const path = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
+	allowed, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	names := strings.Fields(string(allowed))
+	if slices.Contains(names, congestion) {
+		return nil
+	}
+	return os.WriteFile(path, []byte(strings.Join(append(names, congestion), " ")), 0)
+}
 
 // Machine is a set of namespaces that stands for a computer. Its methods are
 // safe for concurrent use, except for boot and close.

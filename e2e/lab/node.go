@@ -40,6 +40,7 @@ type Node struct {
 	mu         sync.Mutex
 	containerd *Process
 	shoal      *Process
+	more       []string // arguments of Shoal's last start
 }
 
 // addNode reserves a number. The namespaces come with bringUp.
@@ -67,7 +68,7 @@ func (l *Lab) bringUp(ctx context.Context, n *Node) error {
 	if err := plug(l.bridge, n.Machine, l.cfg.Rate); err != nil {
 		return err
 	}
-	for _, dir := range []string{n.Dir, n.HostsDir(), n.containerdRoot(), n.shoalDir()} {
+	for _, dir := range []string{n.Dir, n.HostsDir(), n.containerdRoot(), n.ShoalDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", n.Name, err)
 		}
@@ -186,17 +187,26 @@ func (n *Node) ContainerdVersion() (string, error) {
 // program is the path of a program of the node's containerd.
 func (n *Node) program(name string) string { return filepath.Join(n.lab.containerd[n.version], name) }
 
-// StartContainerd starts containerd, with more environment if need be, and waits
-// until CRI answers.
-func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
-	config := filepath.Join(n.Dir, "containerd.toml")
+// ContainerdConfig is the file that containerd is started with. It is written before
+// the first start; a test may change it between a stop and the next one.
+func (n *Node) ContainerdConfig() string { return filepath.Join(n.Dir, "config.toml") }
+
+func (n *Node) writeContainerdConfig() error {
 	text := containerdConfig
 	if n.version != ContainerdNewest {
 		text = containerd1Config
 	}
 	text = fmt.Sprintf(text, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir())
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
-		return fmt.Errorf("start containerd on %s: %w", n.Name, err)
+	return os.WriteFile(n.ContainerdConfig(), []byte(text), 0o644)
+}
+
+// StartContainerd starts containerd, with more environment if need be, and waits
+// until CRI answers.
+func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
+	if _, err := os.Stat(n.ContainerdConfig()); errors.Is(err, os.ErrNotExist) {
+		if err := n.writeContainerdConfig(); err != nil {
+			return fmt.Errorf("start containerd on %s: %w", n.Name, err)
+		}
 	}
 	env := []string{
 		// The shim lies beside containerd.
@@ -205,7 +215,7 @@ func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
 		"CONTAINERD_DISABLE_PIGZ=1", "CONTAINERD_DISABLE_IGZIP=1",
 	}
 	p, err := startProcess(n.Machine, "containerd", filepath.Join(n.Dir, "containerd.log"), append(env, more...),
-		n.program("containerd"), "--config", config, "--log-level", "info")
+		n.program("containerd"), "--config", n.ContainerdConfig(), "--log-level", "info")
 	if err != nil {
 		return err
 	}
@@ -224,7 +234,7 @@ func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
 			}
 			n.cri = c
 		}
-		_, err := n.cri.ImageFsInfo(ctx)
+		_, err := n.cri.ImageFsInfo(klog.NewContext(ctx, logr.Discard())) // which logs what it returns
 		return err
 	})
 }

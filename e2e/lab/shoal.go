@@ -30,7 +30,8 @@ const (
 // Mirror is the URL at which the node's containerd finds its Shoal.
 func (n *Node) Mirror() string { return "http://127.0.0.1:" + MirrorPort }
 
-func (n *Node) shoalDir() string { return filepath.Join(n.Dir, "shoal") }
+// ShoalDir is the piece store.
+func (n *Node) ShoalDir() string { return filepath.Join(n.Dir, "shoal") }
 
 // CertsDir is the node's directory of credentials.
 func (n *Node) CertsDir() string { return filepath.Join(n.lab.Dir, "certs", n.Name) }
@@ -65,7 +66,7 @@ func (n *Node) shoalArgs() []string {
 		"serve",
 		"--cluster", Cluster,
 		"--node", n.Name,
-		"--data-dir", n.shoalDir(),
+		"--data-dir", n.ShoalDir(),
 		"--mirror-addr", "127.0.0.1:" + MirrorPort,
 		"--control-addr", n.Address + ":" + ControlPort,
 		"--wire-addr", n.Address + ":" + WirePort,
@@ -82,7 +83,10 @@ func (n *Node) shoalArgs() []string {
 	for _, other := range n.lab.Nodes() {
 		args = append(args, "--join", other.Address+":"+GossipPort)
 	}
-	return append(args, n.lab.cfg.ShoalArgs...)
+	args = append(args, n.lab.cfg.ShoalArgs...)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return append(args, n.more...)
 }
 
 // ShoalEnv are the node's settings as environment, for other commands of Shoal's
@@ -103,9 +107,12 @@ func (n *Node) ShoalEnv() []string {
 	return env
 }
 
-// StartShoal starts Shoal and waits until it is ready.
-func (n *Node) StartShoal(ctx context.Context) error {
-	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + n.shoalDir()}
+// StartShoal starts Shoal, with further arguments, and waits until it is ready.
+func (n *Node) StartShoal(ctx context.Context, more ...string) error {
+	n.mu.Lock()
+	n.more = more
+	n.mu.Unlock()
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + n.ShoalDir()}
 	p, err := startProcess(n.Machine, "shoal", filepath.Join(n.Dir, "shoal.log"), env,
 		append([]string{n.lab.cfg.Shoal}, n.shoalArgs()...)...)
 	if err != nil {

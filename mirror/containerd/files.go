@@ -181,7 +181,9 @@ func (f *files) watch(hints chan<- hint) (stop func(), err error) {
 				if !ok {
 					continue
 				}
-				h = hint{kind: hintDigest, key: k}
+				// A file that goes is collected, and its metadata went before; or
+				// somebody has deleted it, which only a look at its bytes tells.
+				h = hint{kind: hintDigest, key: k, probe: e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename)}
 			case err := <-w.Errors:
 				if err == nil { // closed
 					return

@@ -8,9 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -246,6 +249,34 @@ func TestDamaged(t *testing.T) {
 	if n, err := testutil.GatherAndCount(reg); err != nil || n == 0 {
 		t.Errorf("%d metrics, %v", n, err)
 	}
+}
+
+// A file that somebody deletes, while this node looks or before, is not held,
+// whatever containerd's metadata says, and held again once it is back.
+func TestFileDeleted(t *testing.T) {
+	t.Parallel()
+	c := newCtrd(t)
+	p := data(1000)
+	kept, before, d := c.put("k8s.io", data(10), nil), c.put("k8s.io", data(20), nil), c.put("k8s.io", p, nil)
+	must(t, os.Remove(c.path(before)))
+	s, cl := start(t, Config{Socket: c.start().socket})
+	cl.wait(kept, d)
+	ready(t, s)
+	must(t, os.Remove(c.path(d)))
+	cl.wait(kept)
+	eventually(t, "metric", func() bool { return testutil.ToFloat64(s.met.damaged) == 2 })
+	found, err := FindDamage(t.Context(), s.cfg)
+	must(t, err)
+	byDigest := func(a, b Damage) int { return strings.Compare(a.Digest.String(), b.Digest.String()) }
+	slices.SortFunc(found, byDigest)
+	want := []Damage{{before, 20, true}, {d, 1000, true}}
+	slices.SortFunc(want, byDigest)
+	if diff := cmp.Diff(want, found); diff != "" {
+		t.Error(diff)
+	}
+	must(t, os.WriteFile(c.path(d), p, 0o444))
+	cl.wait(kept, d)
+	eventually(t, "metric", func() bool { return testutil.ToFloat64(s.met.damaged) == 1 })
 }
 
 // A root that is not what containerd sees, whoever names it, costs the direct

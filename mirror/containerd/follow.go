@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -197,8 +198,8 @@ func (f *follower) ask(ctx context.Context, k key, ch check, c *change) error {
 	if isKnown {
 		f.index.remove(k, c)
 	}
-	if fs := f.files.Load(); fs != nil {
-		if err := fs.check(k, 0); err == nil || errors.Is(err, errDamaged) {
+	if files := f.files.Load(); files != nil {
+		if err := files.check(k, 0); err == nil || errors.Is(err, errDamaged) {
 			f.agenda.again(k, ch, time.Now()) // a file without metadata
 		}
 	}
@@ -225,13 +226,15 @@ func (f *follower) reconcile(ctx context.Context, c *change) error {
 }
 
 // put takes in a blob that the metadata names, if its bytes are there: what can
-// be seen as a file is always looked at, what cannot only with reason.
+// be seen as a file is always looked at, what cannot only with reason. That all
+// others are files is a reason, once.
 func (f *follower) put(ctx context.Context, k key, size int64, namespace string, probe bool, c *change) error {
-	known, _ := f.index.known(k)
+	known, isKnown := f.index.known(k)
 	e := entry{size: size, namespace: namespace}
 	looked := errNotSeen
 	if files := f.files.Load(); files != nil {
 		looked = files.check(k, size)
+		probe = probe || !isKnown && errors.Is(looked, fs.ErrNotExist)
 	}
 	switch {
 	case looked == nil:

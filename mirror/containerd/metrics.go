@@ -24,7 +24,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 		damaged: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_containerd_damaged_blobs",
-			Help: "Blobs whose file in containerd's content store is not as long as it should be; they are not served.",
+			Help: "Blobs whose file in containerd's content store is gone, or not as long as it should be; they are not served.",
 		}),
 		walks: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_containerd_walks_total",

@@ -96,7 +96,19 @@ func (c *Client) As(registry, authorization string) *Client {
 	return &a
 }
 
-// Close closes idle connections, of all clients made from c too. Streams that
+// Through returns a client that reaches registries through other proxies, chosen as
+// in Config.Proxy. It has connections of its own: close it, too.
+func (c *Client) Through(proxy func(*http.Request) (*url.URL, error)) (*Client, error) {
+	a := *c
+	a.cfg.Proxy = proxy
+	var err error
+	if a.net, err = newNetwork(a.cfg); err != nil {
+		return nil, fmt.Errorf("new registry client: %w", err)
+	}
+	return &a, nil
+}
+
+// Close closes idle connections, of all clients that share c's too. Streams that
 // are open go on.
 func (c *Client) Close() { c.net.closeIdle() }
 

@@ -1,9 +1,11 @@
 package members
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -30,6 +32,9 @@ const (
 	// them, too: each is decrypted only when it is read. The library closes
 	// those that take more than 10 s.
 	maxStreams = 128
+	// firstByte is how long a stream may say nothing before it is closed: as long
+	// as the library would wait.
+	firstByte = 10 * time.Second
 	// errorPause keeps a failing socket (out of descriptors, typically) from
 	// using up a processor.
 	errorPause = 100 * time.Millisecond
@@ -153,12 +158,32 @@ func (t *transport) accept() {
 			continue
 		}
 		s := t.track(t.serving, conn, func() { <-t.slots })
-		select {
-		case t.streams <- s:
-		case <-t.serving.Done():
-			_ = s.Close()
-			return
-		}
+		t.loops.Go(func() { t.introduce(s) })
+	}
+}
+
+// introduce passes a stream on as soon as it says something. Those that never do
+// are of who only looks whether the port is open, such as load balancers and 'shoal
+// doctor': the library would warn of each.
+func (t *transport) introduce(s *stream) {
+	var first [1]byte
+	err := s.SetReadDeadline(time.Now().Add(firstByte))
+	if err == nil {
+		_, err = io.ReadFull(s.Conn, first[:])
+	}
+	if err == nil {
+		err = s.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		t.log.Debug().Err(err).Stringer("from", s.RemoteAddr()).Msg("gossip stream said nothing")
+		_ = s.Close()
+		return
+	}
+	s.in = io.MultiReader(bytes.NewReader(first[:]), s.Conn)
+	select {
+	case t.streams <- s:
+	case <-t.serving.Done():
+		_ = s.Close()
 	}
 }
 
@@ -226,7 +251,7 @@ func (t *transport) Shutdown() error {
 	t.hangUp()
 	t.stop()
 	err := errors.Join(t.tcp.Close(), t.udp.Close())
-	t.loops.Wait()
+	t.loops.Wait()                     // streams end with serving
 	if errors.Is(err, net.ErrClosed) { // a second call
 		return nil
 	}
@@ -235,9 +260,9 @@ func (t *transport) Shutdown() error {
 
 // track makes a stream end with ctx at the latest, and calls done when it is
 // closed.
-func (t *transport) track(ctx context.Context, conn net.Conn, done func()) net.Conn {
+func (t *transport) track(ctx context.Context, conn net.Conn, done func()) *stream {
 	return &stream{
-		Conn: conn,
+		Conn: conn, in: conn,
 		stop: context.AfterFunc(ctx, func() { _ = conn.Close() }),
 		done: sync.OnceFunc(done),
 	}
@@ -246,9 +271,12 @@ func (t *transport) track(ctx context.Context, conn net.Conn, done func()) net.C
 // stream is a connection that ends with its transport.
 type stream struct {
 	net.Conn
+	in   io.Reader // Conn, with what was read of it already
 	stop func() bool
 	done func()
 }
+
+func (s *stream) Read(p []byte) (int, error) { return s.in.Read(p) }
 
 func (s *stream) Close() error {
 	s.stop()

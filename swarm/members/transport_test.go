@@ -105,12 +105,14 @@ func TestTransport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		say(t, c)
 		dialled, accepted = append(dialled, c), append(accepted, <-b.StreamCh())
 	}
 	c, err := a.DialTimeout(to, time.Second) // by the kernel
 	if err != nil {
 		t.Fatal(err)
 	}
+	say(t, c)
 	dialled = append(dialled, c)
 	var (
 		freed atomic.Bool
@@ -125,6 +127,10 @@ func TestTransport(t *testing.T) {
 	if !freed.Load() {
 		t.Error("more streams than slots")
 	}
+	var said [len(hello)]byte
+	if _, err := io.ReadFull(accepted[1], said[:]); err != nil || string(said[:]) != hello {
+		t.Errorf("a stream says %q, %v", said, err)
+	}
 	if n := len(b.slots); n != maxStreams {
 		t.Errorf("%d slots in use", n)
 	}
@@ -133,7 +139,7 @@ func TestTransport(t *testing.T) {
 	}
 	for _, c := range append(dialled[1:], accepted[1:]...) {
 		_ = c.SetReadDeadline(time.Now().Add(patience))
-		if _, err := c.Read([]byte{0}); err == nil || os.IsTimeout(err) {
+		if _, err := io.Copy(io.Discard, c); os.IsTimeout(err) {
 			t.Fatalf("a stream outlives its transport: %v", err)
 		}
 		_ = c.Close()
@@ -141,5 +147,45 @@ func TestTransport(t *testing.T) {
 	a.hangUp()
 	if _, err := a.DialTimeout(to, time.Second); err == nil || a.dialing.Err() != context.Canceled {
 		t.Errorf("dialled after hanging up: %v", err)
+	}
+}
+
+const hello = "hello"
+
+func say(t *testing.T, c net.Conn) {
+	t.Helper()
+	if _, err := io.WriteString(c, hello); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLook: who only looks whether the port is open leaves no line in the log.
+func TestLook(t *testing.T) {
+	t.Parallel()
+	log := &lines{}
+	c := config("a")
+	c.Log = zerolog.New(log).Level(zerolog.InfoLevel)
+	a := create(t, c)
+	knock := func(text string) (from string) {
+		t.Helper()
+		conn, err := net.Dial("tcp", a.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, text); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.(*net.TCPConn).CloseWrite()
+		_ = conn.SetReadDeadline(time.Now().Add(patience))
+		_, _ = io.Copy(io.Discard, conn) // until the node has closed it
+		return conn.LocalAddr().String()
+	}
+	quiet := knock("")
+	log.await(t, knock("nonsense"))
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	if bytes.Contains(log.buf.Bytes(), []byte(quiet)) {
+		t.Errorf("a look leaves a line:\n%s", &log.buf)
 	}
 }

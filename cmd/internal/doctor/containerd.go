@@ -5,8 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"strconv"
-	"strings"
+	"time"
 
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -15,10 +14,11 @@ import (
 	"github.com/shoal-dev/shoal/mirror/containerd"
 )
 
-// checkContainerd looks whether containerd answers, and is one that is known.
-func checkContainerd(ctx context.Context, e *Env) []Finding {
+// checkContainerd looks whether containerd answers, and is one that is known. It
+// returns its version, empty if it does not answer.
+func checkContainerd(ctx context.Context, e *Env) (version string, found []Finding) {
 	if e.Socket == "" {
-		return nil
+		return "", nil
 	}
 	conn, err := containerd.Dial(e.socket())
 	if err == nil {
@@ -27,10 +27,10 @@ func checkContainerd(ctx context.Context, e *Env) []Finding {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
 		if v, err = versionapi.NewVersionClient(conn).Version(ctx, &emptypb.Empty{}); err == nil {
-			return judgeVersion(v.GetVersion())
+			return v.GetVersion(), judgeVersion(v.GetVersion())
 		}
 	}
-	return []Finding{{
+	return "", []Finding{{
 		ID: "containerd-unreachable", Severity: Error, Title: "containerd does not answer at its socket",
 		Evidence:    []string{e.Socket + ": " + err.Error()},
 		Consequence: "what containerd holds here is not shared with other nodes",
@@ -40,11 +40,7 @@ func checkContainerd(ctx context.Context, e *Env) []Finding {
 
 // judgeVersion says whether a version is older than those that are tested.
 func judgeVersion(version string) []Finding {
-	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	a, err1 := strconv.Atoi(major)
-	b, err2 := strconv.Atoi(minor)
-	if err1 != nil || err2 != nil || a > 1 || a == 1 && b >= 6 {
+	if r, ok := parseRelease(version); !ok || r.atLeast(1, 6) {
 		return nil
 	}
 	return []Finding{{
@@ -57,6 +53,9 @@ func judgeVersion(version string) []Finding {
 
 // canaryCounted is the mirror's count of canaries.
 const canaryCounted = `shoal_mirror_fallbacks_total{reason="canary"}`
+
+// canaryInterval is how often it is looked for.
+const canaryInterval = 200 * time.Millisecond
 
 // checkCanary has containerd pull an image that does not exist, and looks whether
 // it asks the mirror for it: an idle Shoal and one that is passed by look alike
@@ -90,14 +89,33 @@ func checkCanary(ctx context.Context, e *Env, s shoal) []Finding {
 		return skip(err.Error())
 	}
 	image := e.Registries.Named()[0] + "/shoal-doctor/canary:" + hex.EncodeToString(random[:])
+	// containerd goes on to the registry, which may not answer. Whether it came here
+	// first is known long before.
 	pullCtx, cancel := context.WithTimeout(ctx, 4*farTimeout)
 	defer cancel()
-	_, pulled := cri.NewImageServiceClient(conn).PullImage(pullCtx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}})
-	after, err := readMetrics(ctx, e)
-	if err != nil {
-		return skip(err.Error())
-	}
-	if after[canaryCounted] > s.metrics[canaryCounted] {
+	ended := make(chan error, 1)
+	go func() {
+		_, err := cri.NewImageServiceClient(conn).PullImage(pullCtx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}})
+		ended <- err
+	}()
+	var pulled error
+	for over := false; !over; {
+		select {
+		case pulled = <-ended:
+			over = true
+		case <-time.After(canaryInterval):
+		}
+		now, err := readMetrics(ctx, e)
+		if err == nil && now[canaryCounted] <= s.metrics[canaryCounted] {
+			continue
+		}
+		if !over {
+			cancel()
+			_ = <-ended // it was asked to
+		}
+		if err != nil {
+			return skip(err.Error())
+		}
 		return nil
 	}
 	return []Finding{{

@@ -62,20 +62,24 @@ type Env struct {
 	// Root is where the node's file system is, "/" on the node itself.
 	Root string
 	// Config and HostsDir are containerd's configuration file and config_path, as
-	// the node has them, without Root.
+	// the node has them, without Root. A file that containerd's process was started
+	// with goes before Config.
 	Config, HostsDir string
 	// Socket is containerd's, empty if there is none.
 	Socket string
+	// ContainerdRoot is where its files are seen, if that is elsewhere than it says.
+	ContainerdRoot string
 	// Mirror and Metrics are URLs of this node's Shoal; Metrics may be empty.
 	Mirror, Metrics string
 	// Registries are those that are mirrored, and Upstream how Shoal speaks to them.
 	Registries *mirror.Registries
 	Upstream   *upstream.Client
-	// Cluster, CertsDir, Join and Advertise are the settings of `shoal serve`.
+	// Cluster, Node, CertsDir, Join and Advertise are the settings of `shoal serve`.
 	// CertsDir is empty without TLS.
-	Cluster, CertsDir string
-	Join              []string
-	Advertise         string
+	Cluster, Node string
+	CertsDir      string
+	Join          []string
+	Advertise     string
 	// ControlPort, WirePort and GossipPort are other nodes' too.
 	ControlPort, WirePort, GossipPort string
 	// DataDir and DiskReserve are the piece store's, in bytes.
@@ -110,17 +114,21 @@ const (
 // first.
 func Run(ctx context.Context, e Env) []Finding {
 	s := readShoal(ctx, &e)
-	var all []Finding
+	d := findDaemon(&e, "/proc")
+	if d.config != "" {
+		e.Config = d.config
+	}
+	version, all := checkContainerd(ctx, &e)
 	for _, check := range []func() []Finding{
-		func() []Finding { return checkContainerd(ctx, &e) },
-		func() []Finding { return checkConfig(&e) },
+		func() []Finding { return checkConfig(&e, version) },
 		func() []Finding { return checkHosts(&e) },
-		func() []Finding { return checkProxy(&e, "/proc") },
+		func() []Finding { return checkProxy(ctx, &e, d) },
 		func() []Finding { return checkShoal(ctx, &e, s) },
 		func() []Finding { return checkCanary(ctx, &e, s) },
 		func() []Finding { return checkUpstreams(ctx, &e) },
 		func() []Finding { return checkPeers(ctx, &e, s) },
-		func() []Finding { return checkStorage(&e, s) },
+		func() []Finding { return checkStorage(ctx, &e, s) },
+		func() []Finding { return hintClients(&e) },
 	} {
 		all = append(all, check()...)
 	}

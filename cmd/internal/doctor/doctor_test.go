@@ -3,6 +3,8 @@ package doctor
 import (
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,9 +18,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
 
 	"github.com/shoal-dev/shoal/mirror"
 	"github.com/shoal-dev/shoal/mirror/upstream"
+	"github.com/shoal-dev/shoal/swarm"
+	"github.com/shoal-dev/shoal/swarm/members"
 	"github.com/shoal-dev/shoal/swarm/peertls"
 )
 
@@ -76,58 +81,6 @@ func evidence(all []Finding, text string) bool {
 	})
 }
 
-const (
-	good3 = "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
-	good2 = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d/\"\n"
-)
-
-func TestConfig(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		files map[string]string
-		want  []string
-		shows string
-	}{
-		{"version 3", map[string]string{"config.toml": good3}, nil, ""},
-		{"version 2", map[string]string{"config.toml": good2}, nil, ""},
-		{"no file", nil, []string{"config-path-unset"}, "config.toml"},
-		{"not set", map[string]string{"config.toml": "version = 3\n"}, []string{"config-path-unset"}, "config_path = \"/etc/containerd/certs.d\""},
-		{"two directories", map[string]string{"config.toml": strings.Replace(good3, "certs.d", "certs.d:/etc/docker/certs.d", 1)},
-			[]string{"config-path-two"}, "/etc/docker/certs.d"},
-		{"elsewhere", map[string]string{"config.toml": strings.Replace(good3, "/etc/containerd/certs.d", "/opt/hosts", 1)},
-			[]string{"config-path-elsewhere"}, "/opt/hosts"},
-		{"a section of 1.x in version 3", map[string]string{"config.toml": strings.Replace(good2, "version = 2", "version = 3", 1)},
-			[]string{"config-plugin", "config-path-unset"}, "cri.v1.images"},
-		{"a section of 2.x in version 2", map[string]string{"config.toml": strings.Replace(good3, "version = 3", "version = 2", 1)},
-			[]string{"config-plugin", "config-path-unset"}, "grpc.v1.cri"},
-		{"mirrors", map[string]string{"config.toml": good2 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n"},
-			[]string{"config-legacy"}, ""},
-		{"syntax", map[string]string{"config.toml": "version = 3\n\n[plugins\n"}, []string{"config-unparsable"}, "line 3"},
-		{"by import", map[string]string{"config.toml": "version = 3\nimports = [\"conf.d/*.toml\"]\n", "conf.d/a.toml": good3}, nil, ""},
-		{"the last import counts", map[string]string{
-			"config.toml":   "imports = [\"/etc/containerd/conf.d/*.toml\"]\n" + good3,
-			"conf.d/a.toml": good3, "conf.d/b.toml": strings.Replace(good3, "certs.d", "other", 1),
-		}, []string{"config-path-elsewhere"}, "conf.d/b.toml"},
-		{"an import in circles", map[string]string{"config.toml": "imports = [\"config.toml\"]\n" + good3}, nil, ""},
-		{"discards layers", map[string]string{"config.toml": good3 + "[plugins.\"io.containerd.cri.v1.images\"]\ndiscard_unpacked_layers = true\n"},
-			[]string{"discard-unpacked-layers"}, ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			files := map[string]string{}
-			for name, text := range c.files {
-				files["/etc/containerd/"+name] = text
-			}
-			found := checkConfig(node(t, files))
-			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
-				t.Error(diff)
-			}
-			if c.shows != "" && !evidence(found, c.shows) {
-				t.Errorf("%+v does not show %q", found, c.shows)
-			}
-		})
-	}
-}
-
 func TestHosts(t *testing.T) {
 	const (
 		ours   = "[host.\"" + mirrorURL + "\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
@@ -158,50 +111,6 @@ func TestHosts(t *testing.T) {
 				files["/etc/containerd/certs.d/"+name] = text
 			}
 			found := checkHosts(node(t, files))
-			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
-				t.Error(diff)
-			}
-			if c.shows != "" && !evidence(found, c.shows) {
-				t.Errorf("%+v does not show %q", found, c.shows)
-			}
-		})
-	}
-}
-
-func TestProxy(t *testing.T) {
-	const unit = "/etc/systemd/system/containerd.service.d/proxy.conf"
-	process := func(env string) map[string]string {
-		return map[string]string{"/proc/12/comm": "bash\n", "/proc/34/comm": "containerd\n", "/proc/34/environ": env}
-	}
-	own := func(u *url.URL) (*url.URL, error) {
-		if u.Host == "registry.test:5000" {
-			return &url.URL{Host: "proxy.test"}, nil
-		}
-		return nil, nil
-	}
-	for _, c := range []struct {
-		name  string
-		files map[string]string
-		own   func(*url.URL) (*url.URL, error)
-		want  []string
-		shows string
-	}{
-		{"none", process("PATH=/bin\x00HOME=/root"), nil, nil, ""},
-		{"of the process", process("PATH=/bin\x00HTTPS_PROXY=http://proxy.test:3128"), nil, []string{"proxy-unknown"}, "docker.io, registry.test:5000"},
-		{"but for one", process("https_proxy=http://proxy.test:3128\x00no_proxy=.docker.io,10.0.0.0/8"), nil, []string{"proxy-unknown"}, "registry.test:5000"},
-		{"for nothing", process("HTTPS_PROXY=http://proxy.test:3128\x00NO_PROXY=*"), nil, nil, ""},
-		{"of both", process("HTTPS_PROXY=http://proxy.test:3128\x00NO_PROXY=.docker.io"), own, nil, ""},
-		{"of Shoal's alone", process("PATH=/bin"), own, []string{"proxy-own"}, "registry.test:5000"},
-		{"of the service", map[string]string{unit: "[Service]\nEnvironment=\"HTTPS_PROXY=http://proxy.test\" 'NO_PROXY=localhost,.docker.io'\n"},
-			nil, []string{"proxy-unknown"}, "registry.test:5000"},
-		{"not to be seen", nil, nil, []string{"not-examined"}, "no process"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			e := node(t, c.files)
-			if c.own != nil {
-				e.Proxy = c.own
-			}
-			found := checkProxy(e, e.path("/proc"))
 			if diff := cmp.Diff(append([]string{}, c.want...), ids(found)); diff != "" {
 				t.Error(diff)
 			}
@@ -279,6 +188,7 @@ func TestUpstreams(t *testing.T) {
 }
 
 func TestPeers(t *testing.T) {
+	t.Parallel()
 	ca, err := peertls.NewCA("test", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -300,9 +210,11 @@ func TestPeers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	peer := httptest.NewUnstartedServer(http.NotFoundHandler())
+	mux := http.NewServeMux()
+	mux.HandleFunc(swarm.PathProbe, swarm.ServeProbe)
+	peer := httptest.NewUnstartedServer(mux)
 	peer.TLS = creds.ServerConfig("http/1.1")
-	peer.Config.ErrorLog = nil
+	peer.Config.ErrorLog = log.New(io.Discard, "", 0)
 	peer.StartTLS()
 	t.Cleanup(peer.Close)
 	e := node(t, nil)
@@ -312,6 +224,18 @@ func TestPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.ControlPort, e.WirePort, e.GossipPort = port, port, port
+	member, err := members.New(members.Config{
+		Cluster: "test", NodeID: "n", BindAddr: net.JoinHostPort("127.0.0.1", "0"), ControlPort: 1, WirePort: 1,
+		SecretKey: creds.GossipKey(), Log: zerolog.Nop(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = member.Close() })
+	_, e.GossipPort, err = net.SplitHostPort(member.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
 	check := func(name string, s shoal, want ...string) {
 		t.Helper()
 		if diff := cmp.Diff(append([]string{}, want...), ids(checkPeers(t.Context(), e, s))); diff != "" {
@@ -338,24 +262,62 @@ func TestPeers(t *testing.T) {
 
 	e.CertsDir, e.WirePort = dir, "1"
 	check("a closed port", shoal{metrics: metrics{"shoal_members": 2}}, "peer-unreachable")
+	e.ControlPort, e.GossipPort = "1", "1"
+	check("all ports closed", shoal{metrics: metrics{"shoal_members": 1}}, "peer-down")
+	e.ControlPort, e.GossipPort, e.WirePort = port, port, port // TCP, and no UDP
+	check("no gossip", shoal{metrics: metrics{"shoal_members": 2}}, "gossip-silent")
 	e.WirePort, e.Join = port, []string{"nowhere.invalid:6503"}
 	check("no such name", shoal{metrics: metrics{"shoal_members": 1}}, "join-unresolved")
+}
+
+// TestSilentPeer: the kernel takes connections, and nobody answers, whatever size
+// packets have.
+func TestSilentPeer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	e := node(t, nil)
+	_, e.ControlPort, err = net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Join, e.WirePort, e.GossipPort = []string{"127.0.0.1"}, e.ControlPort, e.ControlPort
+	found := checkPeers(t.Context(), e, shoal{metrics: metrics{"shoal_members": 1}})
+	if diff := cmp.Diff([]string{"peer-unreachable"}, ids(found)); diff != "" || !evidence(found, "takes connections, and then nothing comes") {
+		t.Errorf("%s%+v", diff, found)
+	}
 }
 
 func TestStorage(t *testing.T) {
 	e := node(t, nil)
 	s := shoal{metrics: metrics{}}
-	if found := checkStorage(e, s); len(found) > 0 {
+	if found := checkStorage(t.Context(), e, s); len(found) > 0 {
 		t.Errorf("healthy: %+v", found)
 	}
 	s.metrics[`shoal_mirror_fallbacks_total{reason="disk_full"}`], s.metrics["shoal_containerd_damaged_blobs"] = 2, 1
 	e.DiskReserve = 1 << 60
-	if diff := cmp.Diff([]string{"disk-full", "cache-full", "content-damaged"}, ids(checkStorage(e, s))); diff != "" {
+	if diff := cmp.Diff([]string{"disk-full", "content-damaged", "cache-full"}, ids(checkStorage(t.Context(), e, s))); diff != "" {
 		t.Error(diff)
 	}
 	e.DataDir = "/nowhere"
-	if diff := cmp.Diff([]string{"not-examined"}, ids(checkStorage(e, shoal{metrics: metrics{}}))); diff != "" {
+	if diff := cmp.Diff([]string{"not-examined"}, ids(checkStorage(t.Context(), e, shoal{metrics: metrics{}}))); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestHint(t *testing.T) {
+	e := node(t, nil)
+	for socket, want := range map[string]string{
+		"":                                    "ctr --namespace k8s.io images pull --hosts-dir /etc/containerd/certs.d IMAGE",
+		"unix://" + defaultSocket:             "nerdctl --namespace k8s.io --hosts-dir /etc/containerd/certs.d pull IMAGE",
+		"/run/k3s/containerd/containerd.sock": "ctr --address /run/k3s/containerd/containerd.sock --namespace",
+	} {
+		if e.Socket = socket; !evidence(hintClients(e), want) {
+			t.Errorf("%q: %+v, want %q", socket, hintClients(e), want)
+		}
 	}
 }
 

@@ -2,13 +2,11 @@ package doctor
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -46,30 +44,14 @@ func checkPeers(ctx context.Context, e *Env, s shoal) []Finding {
 			Fix:         "does the cluster's DNS answer from here? In Kubernetes: 'kubectl get endpointslices' of the headless service",
 		})
 	}
-	unreachable, refused := reach(ctx, e, creds, addresses)
-	if len(unreachable) > 0 {
-		all = append(all, Finding{
-			ID: "peer-unreachable", Severity: Error, Title: fmt.Sprintf("ports of %d nodes cannot be reached", len(unreachable)),
-			Evidence:    unreachable,
-			Consequence: "this node and those do not trade: each fetches a copy of its own",
-			Fix: fmt.Sprintf("open TCP %s, %s and %s and UDP %s between nodes: network policies, security groups, firewalls",
-				e.ControlPort, e.WirePort, e.GossipPort, e.GossipPort),
-		})
-	}
-	if len(refused) > 0 {
-		all = append(all, Finding{
-			ID: "peer-refuses", Severity: Error, Title: fmt.Sprintf("%d nodes and this one do not accept each other", len(refused)),
-			Evidence:    refused,
-			Consequence: "they are strangers: nothing is shared with them",
-			Fix:         "compare cluster id, authority (ca.crt) and clock of both",
-		})
-	}
-	if s.err == nil && s.metrics["shoal_members"] == 1 && len(addresses) > 0 && len(unreachable)+len(refused) == 0 {
+	peers := reach(ctx, e, creds, addresses)
+	all = append(all, judgePeers(e, peers)...)
+	if s.err == nil && s.metrics["shoal_members"] == 1 && len(addresses) > 0 && !slices.ContainsFunc(peers, func(p peer) bool { return p.state != fine }) {
 		all = append(all, Finding{
 			ID: "alone", Severity: Warning, Title: "this node sees no other",
 			Evidence:    []string{fmt.Sprintf("shoal_members is 1, and %d other addresses can be joined", len(addresses))},
 			Consequence: "everything comes from the registries",
-			Fix:         "is UDP " + e.GossipPort + " open between nodes? Do all have the same --cluster and gossip.key? The log of 'shoal serve' tells of attempts",
+			Fix:         "all of them answer, so wait a minute if it has just been started; then see what the log of 'shoal serve' tells of attempts to join",
 		})
 	}
 	return all
@@ -119,55 +101,4 @@ func resolve(ctx context.Context, e *Env) (addresses, errs []string) {
 	addresses = slices.DeleteFunc(slices.Compact(addresses), func(a string) bool { return a == e.Advertise })
 	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
 	return addresses[:min(len(addresses), maxPeers)], errs
-}
-
-// reach tries the ports of other nodes, and to be accepted by them.
-func reach(ctx context.Context, e *Env, creds *peertls.Credentials, addresses []string) (unreachable, refused []string) {
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for _, a := range addresses {
-		wg.Go(func() {
-			for _, port := range []string{e.ControlPort, e.WirePort, e.GossipPort} {
-				at := net.JoinHostPort(a, port)
-				conn, err := (&net.Dialer{Timeout: farTimeout}).DialContext(ctx, "tcp", at)
-				if err != nil {
-					mu.Lock()
-					unreachable = append(unreachable, err.Error())
-					mu.Unlock()
-					continue
-				}
-				if port == e.ControlPort && creds != nil {
-					if err := handshake(ctx, creds, conn); err != nil {
-						mu.Lock()
-						refused = append(refused, at+": "+err.Error())
-						mu.Unlock()
-					}
-				}
-				_ = conn.Close() // nothing was sent that matters
-			}
-		})
-	}
-	wg.Wait()
-	slices.Sort(unreachable)
-	slices.Sort(refused)
-	return unreachable, refused
-}
-
-// handshake proves both sides to each other. The server's verdict on this node
-// comes after the client's handshake has ended, with the first read.
-func handshake(ctx context.Context, creds *peertls.Credentials, conn net.Conn) error {
-	c := tls.Client(conn, creds.ClientConfig("http/1.1"))
-	ctx, cancel := context.WithTimeout(ctx, farTimeout)
-	defer cancel()
-	if err := c.HandshakeContext(ctx); err != nil {
-		return err
-	}
-	if err := c.SetDeadline(time.Now().Add(farTimeout)); err != nil {
-		return err
-	}
-	if _, err := c.Write([]byte("HEAD / HTTP/1.1\r\nHost: peer\r\nConnection: close\r\n\r\n")); err != nil {
-		return err
-	}
-	_, err := c.Read(make([]byte, 1))
-	return err
 }

@@ -1,58 +1,62 @@
 package doctor
 
 import (
-	"bytes"
+	"context"
 	"fmt"
-	"maps"
+	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/net/http/httpproxy"
 )
 
-// daemons are the programs that containerd is part of, and their services.
-var daemons = []string{"containerd", "k3s", "k3s-server", "k3s-agent", "rke2", "k0s"}
-
 // checkProxy compares containerd's way to the registries with Shoal's: a proxy
-// that only containerd knows of leaves Shoal without them. The mirror itself is on
-// a loopback address, which Go programs never reach through a proxy. proc is where
-// processes are seen.
-func checkProxy(e *Env, proc string) []Finding {
-	env, from, err := daemonEnv(e, proc)
-	if err != nil {
+// that only containerd knows of leaves Shoal without them, and one that does not
+// lead to a registry leaves containerd without what Shoal does not serve.
+func checkProxy(ctx context.Context, e *Env, d daemon) []Finding {
+	if d.err != nil {
 		return []Finding{{
 			ID: "not-examined", Severity: Note, Title: "containerd's proxy settings were not examined",
-			Evidence:    []string{err.Error()},
+			Evidence:    []string{d.err.Error()},
 			Consequence: "if containerd reaches the registries through a proxy, Shoal has to be told of it too",
 			Fix:         "run 'shoal doctor' on the node itself; or look there at 'systemctl show containerd --property Environment'",
 		}}
 	}
-	its := (&httpproxy.Config{
-		HTTPProxy:  either(env, "HTTP_PROXY", "http_proxy"),
-		HTTPSProxy: either(env, "HTTPS_PROXY", "https_proxy"),
-		NoProxy:    either(env, "NO_PROXY", "no_proxy"),
-	}).ProxyFunc()
+	c := httpproxy.Config{
+		HTTPProxy:  either(d.env, "HTTP_PROXY", "http_proxy"),
+		HTTPSProxy: either(d.env, "HTTPS_PROXY", "https_proxy"),
+		NoProxy:    either(d.env, "NO_PROXY", "no_proxy"),
+	}
+	its := c.ProxyFunc()
 	var all []Finding
-	var only, mine []string
+	if u, err := url.Parse(e.Mirror); err == nil && proxied(its, u) {
+		all = append(all, Finding{
+			ID: "proxy-mirror", Severity: Error, Title: "containerd asks the mirror through a proxy",
+			Evidence:    []string{d.from + " has a proxy for " + e.Mirror},
+			Consequence: "the proxy does not lead to this node's mirror: containerd asks the registries, or fails",
+			Fix:         "have the mirror on a loopback address (--mirror-addr 127.0.0.1:6500), which is never asked through a proxy; or " + noProxy(c, u.Hostname()),
+		})
+	}
+	var only, mine, there []string
 	for _, r := range e.Registries.Named() {
 		u := e.Upstream.Endpoint(r)
-		there, here := proxied(its, u), proxied(e.Proxy, u)
+		its, own := proxied(its, u), proxied(e.Proxy, u)
+		if its {
+			there = append(there, r)
+		}
 		switch {
-		case there && !here:
+		case its && !own:
 			only = append(only, r)
-		case here && !there:
+		case own && !its:
 			mine = append(mine, r)
 		}
 	}
 	if len(only) > 0 {
 		all = append(all, Finding{
 			ID: "proxy-unknown", Severity: Warning, Title: "containerd reaches registries through a proxy, Shoal does not",
-			Evidence:    []string{from + " has a proxy for " + strings.Join(only, ", ")},
+			Evidence:    []string{d.from + " has a proxy for " + strings.Join(only, ", ")},
 			Consequence: "where the proxy is the only way, Shoal gets nothing from these registries, and leaves every pull to containerd",
-			Fix:         "give 'shoal serve' the same HTTP_PROXY, HTTPS_PROXY and NO_PROXY (extraEnv in the chart), with the addresses of nodes and pods in NO_PROXY",
+			Fix:         "give 'shoal serve' the same environment (extraEnv in the chart; it speaks to other nodes without a proxy in any case):\n" + environment(c),
 		})
 	}
 	if len(mine) > 0 {
@@ -63,7 +67,68 @@ func checkProxy(e *Env, proc string) []Finding {
 			Fix:         "add them to NO_PROXY of 'shoal serve': " + strings.Join(mine, ","),
 		})
 	}
-	return all
+	return append(all, checkThrough(ctx, e, d, c, there)...)
+}
+
+// checkThrough tries containerd's proxy.
+func checkThrough(ctx context.Context, e *Env, d daemon, c httpproxy.Config, registries []string) []Finding {
+	if len(registries) == 0 {
+		return nil
+	}
+	its := c.ProxyFunc()
+	up, err := e.Upstream.Through(func(r *http.Request) (*url.URL, error) { return its(r.URL) })
+	if err != nil {
+		return []Finding{{
+			ID: "not-examined", Severity: Note, Title: "containerd's proxy was not tried", Evidence: []string{err.Error()},
+			Consequence: "it may not lead to the registries",
+			Fix:         "run the doctor with the settings of 'shoal serve'",
+		}}
+	}
+	defer up.Close()
+	var failed, evidence []string
+	for i, err := range ping(ctx, up, registries) {
+		if err != nil {
+			failed = append(failed, registries[i])
+			evidence = append(evidence, err.Error())
+		}
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	var hosts []string
+	for _, r := range failed {
+		hosts = append(hosts, e.Upstream.Endpoint(r).Hostname())
+	}
+	return []Finding{{
+		ID: "proxy-fails", Severity: Warning, Title: fmt.Sprintf("containerd's proxy does not lead to %d of %d registries", len(failed), len(registries)),
+		Evidence:    append([]string{d.from + " has " + strings.ReplaceAll(environment(c), "\n", " ")}, evidence...),
+		Consequence: "what no node holds, and Shoal cannot fetch, containerd does not get either",
+		Fix:         "mend the proxy; or, for registries that can be reached without it, " + noProxy(c, hosts...),
+	}}
+}
+
+// environment are the variables of a proxy, without passwords.
+func environment(c httpproxy.Config) string {
+	var lines []string
+	for _, v := range []struct{ name, value string }{{"HTTP_PROXY", c.HTTPProxy}, {"HTTPS_PROXY", c.HTTPSProxy}, {"NO_PROXY", c.NoProxy}} {
+		if u, err := url.Parse(v.value); err == nil && u.User != nil {
+			v.value = u.Redacted()
+		}
+		if v.value != "" {
+			lines = append(lines, v.name+"="+v.value)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// noProxy says how to except hosts from containerd's proxy.
+func noProxy(c httpproxy.Config, hosts ...string) string {
+	if c.NoProxy != "" {
+		hosts = append([]string{c.NoProxy}, hosts...)
+	}
+	return "write /etc/systemd/system/containerd.service.d/no-proxy.conf (or that of the service which runs containerd) with\n" +
+		"[Service]\nEnvironment=\"NO_PROXY=" + strings.Join(hosts, ",") + "\"\n" +
+		"and run 'systemctl daemon-reload' and 'systemctl restart containerd'; running containers go on"
 }
 
 // proxied tells whether a request goes through a proxy.
@@ -79,80 +144,4 @@ func either(env map[string]string, names ...string) string {
 		}
 	}
 	return ""
-}
-
-// daemonEnv is the environment of containerd's process, or what its service sets,
-// and where that was found.
-func daemonEnv(e *Env, proc string) (env map[string]string, from string, err error) {
-	found, err := filepath.Glob(filepath.Join(proc, "[0-9]*", "comm"))
-	if err != nil {
-		return nil, "", err
-	}
-	for _, p := range found {
-		name, err := os.ReadFile(p)
-		if err != nil || !slices.Contains(daemons, strings.TrimSpace(string(name))) {
-			continue
-		}
-		text, err := os.ReadFile(filepath.Join(filepath.Dir(p), "environ"))
-		if err != nil {
-			return nil, "", err
-		}
-		env = map[string]string{}
-		for v := range bytes.SplitSeq(text, []byte{0}) {
-			if name, value, ok := strings.Cut(string(v), "="); ok {
-				env[name] = value
-			}
-		}
-		return env, "process " + filepath.Base(filepath.Dir(p)) + " (" + strings.TrimSpace(string(name)) + ")", nil
-	}
-	env, files := serviceEnv(e)
-	if len(files) == 0 {
-		return nil, "", fmt.Errorf("no process of containerd is seen from here, nor a service of it below %s", e.path("/etc/systemd/system"))
-	}
-	return env, strings.Join(files, ", "), nil
-}
-
-// serviceEnv reads Environment= of systemd's units and drop-ins.
-func serviceEnv(e *Env) (env map[string]string, files []string) {
-	env = map[string]string{}
-	for _, dir := range []string{"/lib/systemd/system", "/etc/systemd/system"} {
-		for _, d := range daemons {
-			drop, _ := filepath.Glob(e.path(filepath.Join(dir, d+".service.d", "*.conf"))) // no pattern of ours is bad
-			for _, file := range append([]string{e.path(filepath.Join(dir, d+".service"))}, drop...) {
-				text, err := os.ReadFile(file)
-				if err != nil {
-					continue
-				}
-				files = append(files, file)
-				for line := range strings.Lines(string(text)) {
-					if v, ok := strings.CutPrefix(strings.TrimSpace(line), "Environment="); ok {
-						maps.Copy(env, assignments(v))
-					}
-				}
-			}
-		}
-	}
-	return env, files
-}
-
-// assignments reads NAME=value pairs, which may be quoted, as systemd does.
-func assignments(s string) map[string]string {
-	env := map[string]string{}
-	for s = strings.TrimSpace(s); s != ""; s = strings.TrimSpace(s) {
-		end := strings.IndexAny(s, " \t")
-		if q := s[0]; q == '"' || q == '\'' {
-			s = s[1:]
-			end = strings.IndexByte(s, q)
-		}
-		word := s
-		if end >= 0 {
-			word, s = s[:end], s[end+1:]
-		} else {
-			s = ""
-		}
-		if name, value, ok := strings.Cut(word, "="); ok {
-			env[name] = strings.Trim(value, `"'`)
-		}
-	}
-	return env
 }

@@ -1,15 +1,19 @@
 package doctor
 
 import (
+	"context"
 	"fmt"
+	"slices"
 
 	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-dev/shoal/mirror/containerd"
 )
 
 // checkStorage looks whether there is room for blobs, and whether those that are
 // there are whole.
-func checkStorage(e *Env, s shoal) []Finding {
+func checkStorage(ctx context.Context, e *Env, s shoal) []Finding {
 	var all []Finding
 	var fs unix.Statfs_t
 	if err := unix.Statfs(e.path(e.DataDir), &fs); err != nil {
@@ -20,17 +24,9 @@ func checkStorage(e *Env, s shoal) []Finding {
 			Fix:         "run the doctor on the node or in Shoal's pod, as root",
 		})
 	} else {
-		free := int64(fs.Bavail) * fs.Bsize
-		if free < e.DiskReserve || fs.Files > 0 && fs.Ffree*100 < fs.Files {
-			all = append(all, Finding{
-				ID: "disk-full", Severity: Error, Title: "the piece store's disk is full",
-				Evidence: []string{fmt.Sprintf("%s: %s free, of which %s are reserved; %d of %d inodes free",
-					e.DataDir, humanize.IBytes(uint64(max(free, 0))), humanize.IBytes(uint64(e.DiskReserve)), fs.Ffree, fs.Files)},
-				Consequence: "pulls are left to the registry, for there is no room for pieces",
-				Fix:         "free the disk, or put --data-dir on another one",
-			})
-		}
+		all = append(all, judgeDisk(e, fs)...)
 	}
+	all = append(all, checkContent(ctx, e, s)...)
 	if s.err != nil {
 		return all
 	}
@@ -43,13 +39,63 @@ func checkStorage(e *Env, s shoal) []Finding {
 			Fix:         "raise --cache-size (data.cacheSize in the chart): it should hold the largest image twice",
 		})
 	}
-	if n := s.metrics["shoal_containerd_damaged_blobs"]; n > 0 {
+	return all
+}
+
+// fewInodes is what is too little for the next image: a blob takes two.
+const fewInodes = 100
+
+func judgeDisk(e *Env, fs unix.Statfs_t) []Finding {
+	var all []Finding
+	free := int64(fs.Bavail) * fs.Bsize
+	if free < e.DiskReserve {
 		all = append(all, Finding{
-			ID: "content-damaged", Severity: Warning, Title: "containerd holds damaged content",
-			Evidence:    []string{fmt.Sprintf("%.0f blobs whose files are not as long as they should be", n)},
-			Consequence: "they are not served to others; pods of these images may not start here",
-			Fix:         "the log of 'shoal serve' names the digests: remove the images that have them ('crictl rmi') and pull them again",
+			ID: "disk-full", Severity: Error, Title: "the piece store's disk is full",
+			Evidence: []string{fmt.Sprintf("%s: %s free, and %s are to stay free (--disk-reserve)",
+				e.DataDir, humanize.IBytes(uint64(max(free, 0))), humanize.IBytes(uint64(e.DiskReserve)))},
+			Consequence: "pulls are left to the registry, for there is no room for pieces",
+			Fix:         "free the disk, or put --data-dir on another one (data.dir in the chart)",
+		})
+	}
+	// File systems that make inodes as needed say that there are none at all.
+	if fs.Files > 0 && fs.Ffree < fewInodes {
+		all = append(all, Finding{
+			ID: "disk-inodes", Severity: Error, Title: "the piece store's disk has no inodes left",
+			Evidence:    []string{fmt.Sprintf("%s: %d of %d inodes free", e.DataDir, fs.Ffree, fs.Files)},
+			Consequence: "pulls are left to the registry, for no file can be made, whatever space is free",
+			Fix:         "find what has so many files ('du --inodes -xd1 /', say), or put --data-dir on another file system (data.dir in the chart)",
 		})
 	}
 	return all
+}
+
+// maxDamaged bounds the digests that are told.
+const maxDamaged = 10
+
+// checkContent looks whether what containerd says that it holds is there.
+func checkContent(ctx context.Context, e *Env, s shoal) []Finding {
+	f := Finding{
+		ID: "content-damaged", Severity: Warning, Title: "containerd holds damaged content",
+		Consequence: "it is not served to others; pods of these images may not start here",
+		Fix:         "remove the images that have it ('crictl rmi') and pull them again; without their layers in use: 'ctr -n k8s.io content rm DIGEST', then pull",
+	}
+	if e.Socket != "" {
+		damage, err := containerd.FindDamage(ctx, containerd.Config{Socket: e.socket(), Root: e.ContainerdRoot})
+		if err == nil {
+			for _, d := range damage {
+				f.Evidence = append(f.Evidence, d.String())
+			}
+			slices.Sort(f.Evidence)
+			if n := len(f.Evidence); n > maxDamaged {
+				f.Evidence = append(f.Evidence[:maxDamaged], fmt.Sprintf("and %d more", n-maxDamaged))
+			}
+		}
+	}
+	if n := s.metrics["shoal_containerd_damaged_blobs"]; n > 0 && len(f.Evidence) == 0 {
+		f.Evidence = []string{fmt.Sprintf("%.0f blobs whose files are not as long as they should be; the log of 'shoal serve' names the digests", n)}
+	}
+	if len(f.Evidence) == 0 {
+		return nil
+	}
+	return []Finding{f}
 }

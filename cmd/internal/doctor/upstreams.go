@@ -14,16 +14,8 @@ import (
 // blamed for them.
 func checkUpstreams(ctx context.Context, e *Env) []Finding {
 	registries := e.Registries.Named()
-	ctx, cancel := context.WithTimeout(ctx, farTimeout)
-	defer cancel()
-	answers := make([]error, len(registries))
-	var wg sync.WaitGroup
-	for i, r := range registries {
-		wg.Go(func() { answers[i] = e.Upstream.Ping(ctx, r) })
-	}
-	wg.Wait()
 	var failures, limited []string
-	for i, err := range answers {
+	for i, err := range ping(ctx, e.Upstream, registries) {
 		switch {
 		case errors.Is(err, upstream.ErrRateLimited):
 			limited = append(limited, registries[i])
@@ -50,4 +42,17 @@ func checkUpstreams(ctx context.Context, e *Env) []Finding {
 		})
 	}
 	return all
+}
+
+// ping asks registries, and returns how each failed, nil where it answers.
+func ping(ctx context.Context, up *upstream.Client, registries []string) []error {
+	ctx, cancel := context.WithTimeout(ctx, farTimeout)
+	defer cancel()
+	answers := make([]error, len(registries))
+	var wg sync.WaitGroup
+	for i, r := range registries {
+		wg.Go(func() { answers[i] = up.Ping(ctx, r) })
+	}
+	wg.Wait()
+	return answers
 }
