@@ -153,8 +153,8 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) Handler() http.Handler { return n.handler() }
 
 // Announce tells the cluster what appeared in, or vanished from, the local
-// content. A blob that Local has kept for dropAfter is dropped from the piece
-// store, so that no second copy stays.
+// content. A blob that Local keeps is dropped from the piece store after dropAfter,
+// so that no second copy stays.
 func (n *Node) Announce(added []Held, removed []digest.Digest) {
 	for _, h := range added {
 		n.inv.local(h, true)

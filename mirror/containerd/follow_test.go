@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -125,6 +126,42 @@ func TestCreated(t *testing.T) {
 			a, b := c.put("k8s.io", data(100), nil), c.put("new", data(200), nil)
 			cl.wait(first, a, b)
 		})
+	}
+}
+
+// What an image refers to is kept, and the image. A layer that is there for a pull
+// only is not, which is all that layers are to a containerd that discards them.
+func TestKeeps(t *testing.T) {
+	t.Parallel()
+	c := newCtrd(t)
+	config, layer, other := c.put("k8s.io", data(10), nil), c.put("k8s.io", data(20), nil), c.put("moby", data(30), nil)
+	manifest := c.put("k8s.io", data(40), map[string]string{
+		"containerd.io/gc.ref.content.config": config.String(),
+		"containerd.io/gc.ref.content.l.0":    "sha256:nonsense",
+	})
+	s, cl := start(t, Config{Socket: c.start().socket, Reconcile: 50 * time.Millisecond})
+	cl.wait(config, layer, other, manifest)
+	ready(t, s)
+	kept := func(want ...digest.Digest) {
+		t.Helper()
+		eventually(t, "what is kept", func() bool {
+			for _, d := range []digest.Digest{config, layer, other, manifest} {
+				if s.Keeps(d) != slices.Contains(want, d) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	kept(config, manifest)
+	image := c.put("moby", data(50), map[string]string{"containerd.io/gc.ref.content.l.7": layer.String()})
+	cl.wait(config, layer, other, manifest, image)
+	kept(config, layer, manifest)
+	c.remove("moby", image)
+	cl.wait(config, layer, other, manifest)
+	kept(config, manifest)
+	if s.Keeps(image) || s.Keeps("sha256:nonsense") || s.Keeps("") {
+		t.Error("keeps what is not there")
 	}
 }
 
