@@ -148,8 +148,7 @@ func (f *follower) work(ctx context.Context) (err error) {
 				Msg("following containerd's content")
 		}
 	}()
-	began := time.Now()
-	checks, walk := f.agenda.due(began)
+	checks, walk := f.agenda.due(time.Now())
 	if len(checks) == 0 && !walk {
 		return nil
 	}
@@ -165,6 +164,7 @@ func (f *follower) work(ctx context.Context) (err error) {
 	if !walk {
 		return nil
 	}
+	began := time.Now() // the checks took their time, too
 	if err := f.reconcile(ctx, &c); err != nil {
 		return err
 	}

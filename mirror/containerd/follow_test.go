@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -373,4 +374,26 @@ func TestConfigIsChecked(t *testing.T) {
 			t.Errorf("%+v is accepted", c)
 		}
 	}
+}
+
+// Hundreds of blobs that come at once, as the layers of one image may, are all found
+// soon after the image is made, also if containerd is slow to answer.
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	inModes(t, func(t *testing.T, c *ctrd) {
+		c.slow = 20 * time.Millisecond
+		first := c.put("k8s.io", data(10), nil)
+		s, cl := start(t, Config{Socket: c.start().socket, Reconcile: time.Hour})
+		cl.wait(first)
+		ready(t, s)
+		c.publisher.block(old)
+		want := []digest.Digest{first}
+		for image := range 2 {
+			for i := range 300 {
+				want = append(want, c.put("k8s.io", fmt.Appendf(nil, "layer %d of image %d", i, image), nil))
+			}
+			c.publish("k8s.io", "/images/create", &apievents.ImageCreate{Name: "image"})
+			cl.wait(want...)
+		}
+	})
 }
