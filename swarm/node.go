@@ -78,6 +78,7 @@ type Node struct {
 	inv     *inventory
 	tags    *tagCache
 	small   singleflight.Group
+	flights chan struct{} // holds one for each small blob under way
 	buffers chunker.Buffers
 
 	// life ends when Run ends; downloads outlive the requests that started
@@ -120,6 +121,7 @@ func New(c Config) (*Node, error) {
 		cfg: c, met: newMetrics(c.Registerer), tags: newTagCache(),
 		downloads: map[digest.Digest]*download{},
 		suspects:  map[string]time.Time{}, deaf: map[string]time.Time{},
+		flights: make(chan struct{}, smallFlights),
 	}
 	n.life, n.endLife = context.WithCancel(context.Background())
 	n.peers = newPeerClient(c, c.Members.Self().ID, n.met.skew)
