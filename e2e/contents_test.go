@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/compression"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -19,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
@@ -44,18 +47,28 @@ func TestContents(t *testing.T) {
 	oci := func(seed uint64) []v1.Layer {
 		return []v1.Layer{program, layerOf(t, types.OCILayer, compression.GZip, "fill", random(seed, 6e6))}
 	}
+	// What no kernel can lay over each other can still be fetched.
+	thousand := make([]v1.Layer, 0, 1000)
+	for i := range 1000 {
+		thousand = append(thousand, layerOf(t, types.OCILayer, compression.GZip, fmt.Sprintf("tiny-%d", i), random(uint64(1000+i), 1e3)))
+	}
+	foreign := layerOf(t, types.OCIRestrictedLayer, compression.GZip, "foreign", random(4, 6e6))
 	for _, c := range []struct {
 		name string
 		push func(name.Reference, ...remote.Option) error
 		// blobs that land on each node: manifests, config and different layers.
 		blobs int
+		// elsewhere is how many more do, past the mirror.
+		elsewhere int
+		// fetched: it is not a thing to unpack.
+		fetched bool
 	}{
-		{"docker", func(ref name.Reference, opts ...remote.Option) error {
+		{name: "docker", push: func(ref name.Reference, opts ...remote.Option) error {
 			return remote.Write(ref, imageOf(t, types.DockerManifestSchema2, types.DockerConfigJSON,
 				layerOf(t, types.DockerLayer, compression.GZip, "hello", hello),
 				layerOf(t, types.DockerLayer, compression.GZip, "fill", random(1, 6e6))), opts...)
-		}, 4},
-		{"index", func(ref name.Reference, opts ...remote.Option) error {
+		}, blobs: 4},
+		{name: "index", push: func(ref name.Reference, opts ...remote.Option) error {
 			index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 			for i, arch := range []string{"s390x", runtime.GOARCH, "riscv64"} {
 				index = mutate.AppendManifests(index, mutate.IndexAddendum{
@@ -64,19 +77,41 @@ func TestContents(t *testing.T) {
 				})
 			}
 			return remote.WriteIndex(ref, index, opts...)
-		}, 5},
-		{"zstd", func(ref name.Reference, opts ...remote.Option) error {
+		}, blobs: 5},
+		{name: "zstd", push: func(ref name.Reference, opts ...remote.Option) error {
 			return remote.Write(ref, imageOf(t, types.OCIManifestSchema1, types.OCIConfigJSON,
 				layerOf(t, types.OCILayerZStd, compression.ZStd, "hello", hello),
 				layerOf(t, types.OCILayerZStd, compression.ZStd, "fill", random(2, 6e6))), opts...)
-		}, 4},
-		{"empty", func(ref name.Reference, opts ...remote.Option) error {
+		}, blobs: 4},
+		{name: "empty", push: func(ref name.Reference, opts ...remote.Option) error {
 			return remote.Write(ref, imageOf(t, types.OCIManifestSchema1, types.OCIConfigJSON,
 				append(oci(3), layerOf(t, types.OCILayer, compression.GZip, "", nil))...), opts...)
-		}, 5},
-		{"many", func(ref name.Reference, opts ...remote.Option) error {
+		}, blobs: 5},
+		{name: "many", push: func(ref name.Reference, opts ...remote.Option) error {
 			return remote.Write(ref, imageOf(t, types.OCIManifestSchema1, types.OCIConfigJSON, many...), opts...)
-		}, 102},
+		}, blobs: 102},
+		{name: "thousand", push: func(ref name.Reference, opts ...remote.Option) error {
+			return remote.Write(ref, imageOf(t, types.OCIManifestSchema1, types.OCIConfigJSON, thousand...), opts...)
+		}, blobs: 1002, fetched: true},
+		{name: "artifact", push: func(ref name.Reference, opts ...remote.Option) error {
+			artifact := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), "application/vnd.example.model.config+json")
+			artifact, err := mutate.AppendLayers(artifact, static.NewLayer(random(5, 6e6), "application/vnd.example.weights"),
+				static.NewLayer([]byte("# A model"), "text/markdown"))
+			if err != nil {
+				return err
+			}
+			return remote.Write(ref, artifact, opts...)
+		}, blobs: 4, fetched: true},
+		{name: "foreign", push: func(ref name.Reference, opts ...remote.Option) error {
+			image, err := mutate.Append(imageOf(t, types.OCIManifestSchema1, types.OCIConfigJSON, oci(6)...), mutate.Addendum{
+				Layer: foreign, MediaType: types.OCIRestrictedLayer, URLs: []string{"http://registry.lab:" + foreignPort + "/foreign"},
+			})
+			if err != nil {
+				return err
+			}
+			serveForeign(t, l.Registry, foreign)
+			return remote.Write(ref, image, opts...)
+		}, blobs: 4, elsewhere: 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			to, err := name.ParseReference("127.0.0.1:5000/contents/"+c.name+":v1", name.Insecure)
@@ -97,15 +132,25 @@ func TestContents(t *testing.T) {
 			ref := lab.RegistryHost + "/contents/" + c.name + ":v1"
 			var g errgroup.Group
 			for _, n := range l.Nodes() {
-				g.Go(func() error { _, err := n.Pull(t.Context(), ref); return err })
+				g.Go(func() error {
+					var err error
+					if c.fetched {
+						_, err = n.Ctr(t.Context(), "content", "fetch", "--hosts-dir", n.HostsDir(), ref)
+					} else {
+						_, err = n.Pull(t.Context(), ref)
+					}
+					return err
+				})
 			}
 			if err := g.Wait(); err != nil {
 				t.Fatal(err)
 			}
 			for i, n := range l.Nodes() {
-				out, err := n.Run(t.Context(), ref)
-				if err != nil || !strings.HasPrefix(out, "hello from a container") {
-					t.Errorf("%s: a container says %q, %v", n.Name, out, err)
+				if !c.fetched {
+					out, err := n.Run(t.Context(), ref)
+					if err != nil || !strings.HasPrefix(out, "hello from a container") {
+						t.Errorf("%s: a container says %q, %v", n.Name, out, err)
+					}
 				}
 				const landed = "shoal_mirror_landed_blobs_total"
 				delta := func(way string) float64 {
@@ -116,12 +161,35 @@ func TestContents(t *testing.T) {
 				eventually(t, n.Name+" to count what has landed", func() bool {
 					return delta("mirror") >= float64(c.blobs-1)
 				})
-				if past := delta("elsewhere"); past != 0 {
-					t.Errorf("%s: %v blobs came past the mirror", n.Name, past)
+				if past := delta("elsewhere"); past != float64(c.elsewhere) {
+					t.Errorf("%s: %v blobs came past the mirror, want %d", n.Name, past, c.elsewhere)
 				}
 			}
 		})
 	}
+}
+
+// foreignPort is where a layer is that registries may not distribute.
+const foreignPort = "5003"
+
+// serveForeign serves it on the registry's machine until the test ends.
+func serveForeign(t *testing.T, on *lab.Registry, layer v1.Layer) {
+	t.Helper()
+	listener, err := on.Listen(t.Context(), "tcp", "0.0.0.0:"+foreignPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		body, err := layer.Compressed()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer body.Close()
+		_, _ = io.Copy(w, body) // the client sees
+	})}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { _ = server.Close() })
 }
 
 // layerOf is an archive with a file; without a name, with none.

@@ -55,6 +55,9 @@ func (m *Mirror) manifest(w http.ResponseWriter, r *http.Request, p *pull) error
 		w.Header().Set("Warning", fmt.Sprintf(`299 - "%s does not answer: %s as of %s ago"`,
 			p.repo.Registry, p.ref.tag, time.Since(p.last).Round(time.Second)))
 	}
+	if p.method == http.MethodGet {
+		m.delivered.add(p.digest)
+	}
 	w.WriteHeader(http.StatusOK)
 	if p.method == http.MethodHead {
 		return nil

@@ -20,8 +20,8 @@ import (
 // Swarm is what the mirror needs of the cluster; *swarm.Node has it. The
 // methods' contracts are documented there.
 type Swarm interface {
-	// Content opens whole blobs on this node.
-	swarm.Content
+	// Open opens a whole blob on this node.
+	Open(ctx context.Context, d digest.Digest) (swarm.Reader, error)
 	// Fetch starts or joins a download. ctx bounds the call, not the download.
 	Fetch(ctx context.Context, r swarm.Request) (swarm.Download, error)
 	// Small gets small content by digest; a nil origin means peers only.

@@ -53,9 +53,6 @@ func apportion(sent int64, s swarm.Stats) swarm.Stats {
 // record reports a request that is over: metrics, and one line of log.
 func (m *Mirror) record(p *pull) {
 	took := time.Since(p.began)
-	if p.sent > 0 && p.digest != "" {
-		m.delivered.add(p.digest)
-	}
 	served := p.reason == ""
 	cache := "miss"
 	if served && p.source != swarm.SourceOrigin {

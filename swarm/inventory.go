@@ -22,10 +22,9 @@ const (
 	// refreshEvery re-announces everything, a third of what trackers
 	// remember, so that two lost announcements do no harm.
 	refreshEvery = tracker.InventoryTTL / 3
-	// dropAfter is how long containerd must have kept a blob before the piece
-	// store lets go of it. Where containerd discards layers once they are
-	// unpacked, they are gone within a second of the pull; then the piece
-	// store's copy is the only one left to share.
+	// dropAfter is how long containerd must have had a blob that it keeps before
+	// the piece store lets go of it. Where containerd discards layers once they
+	// are unpacked, the piece store's copy is the only one left to share.
 	dropAfter = 15 * time.Second
 	// announceTo is how many of a digest's ranked members hear of it: the
 	// tracker and its standby.
@@ -139,14 +138,17 @@ func (v *inventory) run(ctx context.Context) error {
 	}
 }
 
-// doubles lists the blobs of the piece store that the local content has kept
-// for long enough.
+// doubles lists the blobs of the piece store that the local content has had for
+// long enough, and keeps.
 func (v *inventory) doubles(now time.Time) []digest.Digest {
+	if v.n.cfg.Local == nil {
+		return nil
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var ds []digest.Digest
 	for d, x := range v.held {
-		if x.store && x.local && now.Sub(x.localSince) >= dropAfter {
+		if x.store && x.local && now.Sub(x.localSince) >= dropAfter && v.n.cfg.Local.Keeps(d) {
 			ds = append(ds, d)
 		}
 	}

@@ -78,6 +78,7 @@ type Node struct {
 	inv     *inventory
 	tags    *tagCache
 	small   singleflight.Group
+	flights chan struct{} // holds one for each small blob under way
 	buffers chunker.Buffers
 
 	// life ends when Run ends; downloads outlive the requests that started
@@ -120,6 +121,7 @@ func New(c Config) (*Node, error) {
 		cfg: c, met: newMetrics(c.Registerer), tags: newTagCache(),
 		downloads: map[digest.Digest]*download{},
 		suspects:  map[string]time.Time{}, deaf: map[string]time.Time{},
+		flights: make(chan struct{}, smallFlights),
 	}
 	n.life, n.endLife = context.WithCancel(context.Background())
 	n.peers = newPeerClient(c, c.Members.Self().ID, n.met.skew)
@@ -153,8 +155,8 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) Handler() http.Handler { return n.handler() }
 
 // Announce tells the cluster what appeared in, or vanished from, the local
-// content. A blob that Local has kept for dropAfter is dropped from the piece
-// store, so that no second copy stays.
+// content. A blob that Local keeps is dropped from the piece store after dropAfter,
+// so that no second copy stays.
 func (n *Node) Announce(added []Held, removed []digest.Digest) {
 	for _, h := range added {
 		n.inv.local(h, true)

@@ -51,6 +51,8 @@ type Reader interface {
 type Content interface {
 	// Open returns the blob, or an error wrapping ErrNotFound.
 	Open(ctx context.Context, d digest.Digest) (Reader, error)
+	// Keeps says that the blob is there to stay, until its image goes.
+	Keeps(d digest.Digest) bool
 }
 
 // Held is one whole blob that this node can serve to others.

@@ -17,6 +17,11 @@ import (
 // cluster before this node asks the origin itself.
 const smallPatience = 3 * time.Second
 
+// smallFlights is how many small blobs a node fetches at a time. containerd asks for
+// three, but a client without a limit for all layers of an image at once, and as many
+// sessions with trackers, each waiting for the others, run out of smallPatience.
+const smallFlights = 64
+
 // smallResult is what one flight brought; the callers share it.
 type smallResult struct {
 	data   []byte
@@ -41,6 +46,12 @@ func (n *Node) Small(ctx context.Context, d digest.Digest, limit int64, origin f
 		defer cancel()
 		stop := context.AfterFunc(n.life, cancel)
 		defer stop()
+		select {
+		case n.flights <- struct{}{}:
+			defer func() { <-n.flights }()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 		// An earlier flight may have landed since the caller looked.
 		if p, err := n.readLocal(ctx, d, limit); err == nil {
 			return smallResult{p, SourceLocal}, nil

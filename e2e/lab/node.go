@@ -33,6 +33,7 @@ type Node struct {
 
 	lab     *Lab
 	version Containerd
+	config  string // further configuration of containerd
 	cri     internalapi.ImageManagerService
 	runs    sync.Mutex // one container at a time; guards run
 	run     int
@@ -55,6 +56,9 @@ func (l *Lab) addNode() *Node {
 	}
 	if vs := l.cfg.Containerd; len(vs) > 0 {
 		n.version = vs[(i-1)%len(vs)]
+	}
+	if cs := l.cfg.ContainerdConfig; len(cs) > 0 {
+		n.config = cs[(i-1)%len(cs)]
 	}
 	l.nodes = append(l.nodes, n)
 	return n
@@ -196,7 +200,7 @@ func (n *Node) writeContainerdConfig() error {
 	if n.version != ContainerdNewest {
 		text = containerd1Config
 	}
-	text = fmt.Sprintf(text, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir())
+	text = fmt.Sprintf(text, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir()) + n.config
 	return os.WriteFile(n.ContainerdConfig(), []byte(text), 0o644)
 }
 
@@ -332,32 +336,28 @@ func (n *Node) Run(ctx context.Context, ref string) (string, error) {
 	n.run++
 	// The control group's name is seen by all nodes.
 	id := fmt.Sprintf("%s-%d", n.Name, n.run)
-	var out, errs strings.Builder
-	cmd := exec.CommandContext(ctx, n.program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
-		"run", "--rm", "--cgroup", "/"+cgroupName+"/"+id, ref, id)
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := n.start(cmd); err != nil {
-		return "", fmt.Errorf("run %s on %s: %w", ref, n.Name, err)
-	}
-	if err := cmd.Wait(); err != nil {
-		return "", fmt.Errorf("run %s on %s: %w: %s", ref, n.Name, err, strings.TrimSpace(errs.String()))
-	}
-	return out.String(), nil
+	return n.Ctr(ctx, "run", "--rm", "--cgroup", "/"+cgroupName+"/"+id, ref, id)
 }
 
-// CtrPull pulls an image with ctr, which has to be told of hosts.toml files.
-func (n *Node) CtrPull(ctx context.Context, ref string) error {
-	var out strings.Builder
-	cmd := exec.CommandContext(ctx, n.program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
-		"images", "pull", "--hosts-dir", n.HostsDir(), ref)
-	cmd.Stdout, cmd.Stderr = &out, &out
+// Ctr runs containerd's own client in the namespace of CRI and returns what it
+// said. It has to be told of [Node.HostsDir].
+func (n *Node) Ctr(ctx context.Context, args ...string) (string, error) {
+	return n.Output(ctx, n.program("ctr"), append([]string{"--address", n.ContainerdSocket(), "--namespace", "k8s.io"}, args...)...)
+}
+
+// Output runs a program on the node to its end and returns what it said.
+func (n *Node) Output(ctx context.Context, program string, args ...string) (string, error) {
+	what := fmt.Sprintf("run %s %s on %s", filepath.Base(program), strings.Join(args, " "), n.Name)
+	var out, errs strings.Builder
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := n.start(cmd); err != nil {
-		return fmt.Errorf("pull %s with ctr on %s: %w", ref, n.Name, err)
+		return "", fmt.Errorf("%s: %w", what, err)
 	}
 	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("pull %s with ctr on %s: %w: %s", ref, n.Name, err, strings.TrimSpace(out.String()))
+		return "", fmt.Errorf("%s: %w: %s", what, err, strings.TrimSpace(errs.String()))
 	}
-	return nil
+	return out.String(), nil
 }
 
 // Disconnect pulls the node's cable out and Reconnect plugs it in again.

@@ -99,6 +99,16 @@ func BuildContainerd(ctx context.Context, version Containerd) (string, error) {
 	}
 }
 
+// BuildNerdctl returns the path of nerdctl, built as [BuildPrograms] does.
+func BuildNerdctl(ctx context.Context) (string, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	dir, err := buildCached(ctx, filepath.Join(root, "e2e/programs/nerdctl"), "", "github.com/containerd/nerdctl/v2/cmd/nerdctl")
+	return filepath.Join(dir, "nerdctl"), err
+}
+
 // buildFlags make binaries that depend on nothing of this computer.
 var buildFlags = []string{"-trimpath", "-buildvcs=false"}
 

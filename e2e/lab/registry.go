@@ -76,13 +76,17 @@ storage:
   maintenance:
     uploadpurging:
       enabled: false
+validation:
+  manifests:
+    urls:
+      allow: ['^http://%s:']
 http:
   addr: 0.0.0.0:%s
   debug:
     addr: 127.0.0.1:%s
     prometheus:
       enabled: true
-%s`, r.dir, registryPort, registryDebugPort, l.cfg.RegistryAuth)
+%s`, r.dir, registryName, registryPort, registryDebugPort, l.cfg.RegistryAuth)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("set up registry: %w", err)
 	}
@@ -140,15 +144,21 @@ func (r *Registry) Delete(images ...Image) error {
 	return nil
 }
 
+// Metrics reads what the registry says of itself.
+func (r *Registry) Metrics(ctx context.Context) (Metrics, error) {
+	m, err := ReadMetrics(ctx, r.client, "http://127.0.0.1:"+registryDebugPort+"/metrics")
+	if err != nil {
+		return nil, fmt.Errorf("read metrics of the registry: %w", err)
+	}
+	return m, nil
+}
+
 // Served is how many bytes of answers the registry has given to its sockets so
 // far, by its own count: content and errors, without the headers of HTTP and of
 // the network. An answer counts when it ends.
 func (r *Registry) Served(ctx context.Context) (int64, error) {
-	m, err := ReadMetrics(ctx, r.client, "http://127.0.0.1:"+registryDebugPort+"/metrics")
-	if err != nil {
-		return 0, fmt.Errorf("read metrics of the registry: %w", err)
-	}
-	return int64(m["registry_http_response_size_bytes_sum"]), nil
+	m, err := r.Metrics(ctx)
+	return int64(m["registry_http_response_size_bytes_sum"]), err
 }
 
 // url is a location on the registry for clients on its own machine, whose

@@ -20,8 +20,8 @@ type pace struct {
 	// collected by itself.
 	followUp time.Duration
 	// minGap between two walks, and at least 20 times as long as the last one
-	// took: however busy the node, walks take 5 % of one of containerd's
-	// processors at most.
+	// took, up to reconcile: however much containerd holds, walks take 5 % of one
+	// of its processors at most.
 	minGap time.Duration
 	// reconcile is the period of walks that nothing asked for.
 	reconcile time.Duration
@@ -132,7 +132,7 @@ func (a *agenda) due(now time.Time) (checks map[key]check, walk bool) {
 // walked notes a walk that is over.
 func (a *agenda) walked(began, ended time.Time) {
 	a.walk = ended.Add(a.pace.reconcile)
-	a.earliest = ended.Add(max(a.pace.minGap, 20*ended.Sub(began)))
+	a.earliest = ended.Add(max(a.pace.minGap, min(20*ended.Sub(began), a.pace.reconcile)))
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
@@ -128,8 +129,9 @@ func (d *daemon) listNamespaces(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// walk calls fn for all content of a namespace that could be held.
-func (d *daemon) walk(ctx context.Context, namespace string, fn func(k key, size int64)) error {
+// walk calls fn for all content of a namespace that could be held, with what it
+// refers to.
+func (d *daemon) walk(ctx context.Context, namespace string, fn func(k key, size int64, refs []key)) error {
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(ctx, namespace), walkTimeout)
 	defer cancel()
 	stream, err := d.content.List(ctx, &contentapi.ListContentRequest{})
@@ -148,10 +150,26 @@ func (d *daemon) walk(ctx context.Context, namespace string, fn func(k key, size
 		}
 		for _, i := range page.GetInfo() {
 			if k, ok := keyOf(digest.Digest(i.GetDigest())); ok && i.GetSize() > 0 {
-				fn(k, i.GetSize())
+				fn(k, i.GetSize(), references(i.GetLabels()))
 			}
 		}
 	}
+}
+
+// refLabel begins the labels by which content keeps other content from being
+// collected: a manifest its config and layers, an index its manifests.
+const refLabel = "containerd.io/gc.ref.content"
+
+// references reads them. Anybody who may use the socket can have written them.
+func references(labels map[string]string) (refs []key) {
+	for name, value := range labels {
+		if strings.HasPrefix(name, refLabel) {
+			if k, ok := keyOf(digest.Digest(value)); ok {
+				refs = append(refs, k)
+			}
+		}
+	}
+	return refs
 }
 
 // info returns the size of a blob, or 0 if the namespace does not have it, or

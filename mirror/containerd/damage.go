@@ -47,7 +47,7 @@ func FindDamage(ctx context.Context, c Config) (_ []Damage, err error) {
 	}
 	found := map[key]Damage{}
 	for _, ns := range namespaces {
-		err := d.walk(ctx, ns, func(k key, size int64) {
+		err := d.walk(ctx, ns, func(k key, size int64, _ []key) {
 			looked := files.check(k, size)
 			switch {
 			case errors.Is(looked, errDamaged):

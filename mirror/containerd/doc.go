@@ -47,8 +47,10 @@
 // through the daemon, and they can be read while containerd is down. Only regular
 // files that are named by 64 hex digits and lie directly in blobs/sha256 are
 // opened, never through a symbolic link; a name is made from the 32 bytes of a
-// digest, so nothing that came over the network is part of a path. Labels are
-// not read at all.
+// digest, so nothing that came over the network is part of a path. Of labels only
+// those are read by which content refers to other content: what nothing refers to
+// will be collected, as layers are that containerd discards once they are
+// unpacked ([Store.Keeps]).
 //
 // Where the directory cannot be read, or a file is not in it (another mount
 // namespace, say, where the same path means something else), content comes through

@@ -149,8 +149,7 @@ func (f *follower) work(ctx context.Context) (err error) {
 				Msg("following containerd's content")
 		}
 	}()
-	began := time.Now()
-	checks, walk := f.agenda.due(began)
+	checks, walk := f.agenda.due(time.Now())
 	if len(checks) == 0 && !walk {
 		return nil
 	}
@@ -166,6 +165,7 @@ func (f *follower) work(ctx context.Context) (err error) {
 	if !walk {
 		return nil
 	}
+	began := time.Now() // the checks took their time, too
 	if err := f.reconcile(ctx, &c); err != nil {
 		return err
 	}
@@ -209,18 +209,22 @@ func (f *follower) ask(ctx context.Context, k key, ch check, c *change) error {
 // reconcile compares everything.
 func (f *follower) reconcile(ctx context.Context, c *change) error {
 	f.index.begin()
+	referred := map[key]bool{}
 	for _, ns := range f.namespaces {
 		var failed error
-		err := f.daemon.walk(ctx, ns, func(k key, size int64) {
+		err := f.daemon.walk(ctx, ns, func(k key, size int64, refs []key) {
 			if failed == nil {
 				failed = f.put(ctx, k, size, ns, false, c)
+			}
+			for _, r := range refs {
+				referred[r], referred[k] = true, true
 			}
 		})
 		if err := errors.Join(err, failed); err != nil {
 			return err
 		}
 	}
-	f.index.sweep(c)
+	f.index.sweep(referred, c)
 	f.met.walks.Inc()
 	return nil
 }

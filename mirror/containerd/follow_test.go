@@ -2,8 +2,10 @@ package containerd
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -125,6 +127,42 @@ func TestCreated(t *testing.T) {
 			a, b := c.put("k8s.io", data(100), nil), c.put("new", data(200), nil)
 			cl.wait(first, a, b)
 		})
+	}
+}
+
+// What an image refers to is kept, and the image. A layer that is there for a pull
+// only is not, which is all that layers are to a containerd that discards them.
+func TestKeeps(t *testing.T) {
+	t.Parallel()
+	c := newCtrd(t)
+	config, layer, other := c.put("k8s.io", data(10), nil), c.put("k8s.io", data(20), nil), c.put("moby", data(30), nil)
+	manifest := c.put("k8s.io", data(40), map[string]string{
+		"containerd.io/gc.ref.content.config": config.String(),
+		"containerd.io/gc.ref.content.l.0":    "sha256:nonsense",
+	})
+	s, cl := start(t, Config{Socket: c.start().socket, Reconcile: 50 * time.Millisecond})
+	cl.wait(config, layer, other, manifest)
+	ready(t, s)
+	kept := func(want ...digest.Digest) {
+		t.Helper()
+		eventually(t, "what is kept", func() bool {
+			for _, d := range []digest.Digest{config, layer, other, manifest} {
+				if s.Keeps(d) != slices.Contains(want, d) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	kept(config, manifest)
+	image := c.put("moby", data(50), map[string]string{"containerd.io/gc.ref.content.l.7": layer.String()})
+	cl.wait(config, layer, other, manifest, image)
+	kept(config, layer, manifest)
+	c.remove("moby", image)
+	cl.wait(config, layer, other, manifest)
+	kept(config, manifest)
+	if s.Keeps(image) || s.Keeps("sha256:nonsense") || s.Keeps("") {
+		t.Error("keeps what is not there")
 	}
 }
 
@@ -336,4 +374,26 @@ func TestConfigIsChecked(t *testing.T) {
 			t.Errorf("%+v is accepted", c)
 		}
 	}
+}
+
+// Hundreds of blobs that come at once, as the layers of one image may, are all found
+// soon after the image is made, also if containerd is slow to answer.
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	inModes(t, func(t *testing.T, c *ctrd) {
+		c.slow = 20 * time.Millisecond
+		first := c.put("k8s.io", data(10), nil)
+		s, cl := start(t, Config{Socket: c.start().socket, Reconcile: time.Hour})
+		cl.wait(first)
+		ready(t, s)
+		c.publisher.block(old)
+		want := []digest.Digest{first}
+		for image := range 2 {
+			for i := range 300 {
+				want = append(want, c.put("k8s.io", fmt.Appendf(nil, "layer %d of image %d", i, image), nil))
+			}
+			c.publish("k8s.io", "/images/create", &apievents.ImageCreate{Name: "image"})
+			cl.wait(want...)
+		}
+	})
 }

@@ -18,6 +18,9 @@ type entry struct {
 	// damaged says that the blob's file is not of that size: it is known, and
 	// not held.
 	damaged bool
+	// kept says that the last walk found the blob referred to, or referring to
+	// others.
+	kept bool
 	// seen is the walk that saw it last.
 	seen uint64
 }
@@ -62,7 +65,7 @@ func (x *index) put(k key, e entry, c *change) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	old, known := x.entries[k]
-	e.seen = x.walk
+	e.seen, e.kept = x.walk, old.kept
 	x.entries[k] = e
 	x.account(k, old, known && !old.damaged, e, !e.damaged, c)
 }
@@ -83,14 +86,19 @@ func (x *index) begin() {
 	x.walk++
 }
 
-// sweep ends a walk that came to its end: what it did not see is gone.
-func (x *index) sweep(c *change) {
+// sweep ends a walk that came to its end: what it did not see is gone, and of
+// the rest it knows what is referred to.
+func (x *index) sweep(referred map[key]bool, c *change) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for k, e := range x.entries {
-		if e.seen != x.walk {
+		switch {
+		case e.seen != x.walk:
 			delete(x.entries, k)
 			x.account(k, e, !e.damaged, entry{}, false, c)
+		case e.kept != referred[k]:
+			e.kept = referred[k]
+			x.entries[k] = e
 		}
 	}
 }

@@ -37,7 +37,7 @@ func TestIndexTellsAllChanges(t *testing.T) {
 				model[k], seen[k] = e, true
 			}
 			if walk && rapid.Bool().Draw(t, "complete") {
-				x.sweep(&c)
+				x.sweep(nil, &c)
 				for k := range model {
 					if !seen[k] {
 						delete(model, k)

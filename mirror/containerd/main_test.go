@@ -54,8 +54,10 @@ type ctrd struct {
 	publisher    *publisher
 	// exported is what introspection tells; set before start.
 	exported string
-	server   *grpc.Server
-	served   sync.WaitGroup
+	// slow is how long each call of one answer takes; set before start.
+	slow   time.Duration
+	server *grpc.Server
+	served sync.WaitGroup
 }
 
 // publisher passes events on unless their topic is blocked.
@@ -126,7 +128,10 @@ func (c *ctrd) start() *ctrd {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.server = grpc.NewServer()
+	c.server = grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+		time.Sleep(c.slow)
+		return h(ctx, req)
+	}))
 	contentapi.RegisterContentServer(c.server, contentserver.New(c.db.ContentStore()))
 	eventsapi.RegisterEventsServer(c.server, eventsserver.NewService(c.exchange))
 	namespacesapi.RegisterNamespacesServer(c.server, namespaceServer{db: c.db})

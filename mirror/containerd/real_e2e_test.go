@@ -318,7 +318,7 @@ func TestRealContainerdMemory(t *testing.T) {
 	for range 10 {
 		began := time.Now()
 		n := 0
-		must(t, s.daemon.walk(t.Context(), "k8s.io", func(key, int64) { n++ }))
+		must(t, s.daemon.walk(t.Context(), "k8s.io", func(key, int64, []key) { n++ }))
 		if n != blobs {
 			t.Fatalf("a walk sees %d blobs", n)
 		}

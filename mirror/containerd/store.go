@@ -122,6 +122,18 @@ func (s *Store) Has(d digest.Digest) bool {
 	return ok
 }
 
+// Keeps implements swarm.Content: containerd holds the blob, and an image refers
+// to it. That is not so while only the lease of a pull does, and never with layers
+// that containerd discards once they are unpacked. It is as of the last walk.
+func (s *Store) Keeps(d digest.Digest) bool {
+	k, ok := keyOf(d)
+	if !ok {
+		return false
+	}
+	e, ok := s.index.lookup(k)
+	return ok && e.kept
+}
+
 // Open implements swarm.Content. The Reader is independent of ctx, which bounds
 // the opening only, and stays valid when containerd deletes the blob if it is
 // a file. The error wraps swarm.ErrNotFound if the blob is not there, and
