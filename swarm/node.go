@@ -78,6 +78,8 @@ type Node struct {
 	inv     *inventory
 	tags    *tagCache
 	small   singleflight.Group
+	spans   *spanCache
+	flights singleflight.Group // of spans
 	buffers chunker.Buffers
 
 	// life ends when Run ends; downloads outlive the requests that started
@@ -117,7 +119,7 @@ func New(c Config) (*Node, error) {
 	def(&c.Patience, 5*time.Second)
 	def(&c.Linger, 10*time.Second)
 	n := &Node{
-		cfg: c, met: newMetrics(c.Registerer), tags: newTagCache(),
+		cfg: c, met: newMetrics(c.Registerer), tags: newTagCache(), spans: newSpanCache(),
 		downloads: map[digest.Digest]*download{},
 		suspects:  map[string]time.Time{}, deaf: map[string]time.Time{},
 	}
@@ -230,6 +232,25 @@ func (n *Node) holders(ctx context.Context, d digest.Digest) (int64, []string, e
 		return 0, nil, fmt.Errorf("locate %s: %w", d, last)
 	}
 	return 0, nil, fmt.Errorf("locate %s: %w", d, ErrNotFound)
+}
+
+// rangeHolders are the nodes that have a range of a blob, as far as its tracker
+// knows: those that hold the whole, and those that pull it and have come so far.
+func (n *Node) rangeHolders(ctx context.Context, d digest.Digest, off, length int64) []string {
+	for _, m := range first(n.rank(d.String()), 2) {
+		var a holdersAnswer
+		if m.ID == n.self() {
+			_, a.Nodes = n.tracker.Holders(d)
+			a.Havers = n.tracker.Havers(d, off, length)
+		} else if err := n.peers.call(ctx, m, http.MethodGet, fmt.Sprintf("%s%s?off=%d&n=%d", pathHolders, d, off, length), nil, &a); err != nil {
+			n.markDeaf(m.ID, err)
+			continue
+		}
+		if nodes := append(a.Nodes, a.Havers...); len(nodes) > 0 {
+			return nodes
+		}
+	}
+	return nil
 }
 
 func (n *Node) self() string { return n.cfg.Members.Self().ID }
