@@ -85,6 +85,8 @@ type pull struct {
 	who    caller
 	// digest of what is served.
 	digest digest.Digest
+	// lazy: a part of the blob is read for its own sake.
+	lazy bool
 
 	// ended tells that upstream refuses the caller's credential by now; nil if
 	// it has none.
