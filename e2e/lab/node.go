@@ -194,7 +194,7 @@ func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
 	if n.version != ContainerdNewest {
 		text = containerd1Config
 	}
-	text = fmt.Sprintf(text, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir())
+	text = fmt.Sprintf(text, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir()) + n.lab.cfg.ContainerdConfig
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("start containerd on %s: %w", n.Name, err)
 	}
@@ -317,6 +317,11 @@ func (n *Node) Remove(ctx context.Context, ref string) error {
 
 // Run runs a container of a pulled image to its end and returns what it said.
 func (n *Node) Run(ctx context.Context, ref string) (string, error) {
+	return n.RunOn(ctx, "overlayfs", ref)
+}
+
+// RunOn is Run with another snapshotter than containerd's default.
+func (n *Node) RunOn(ctx context.Context, snapshotter, ref string) (string, error) {
 	n.runs.Lock()
 	defer n.runs.Unlock()
 	n.run++
@@ -324,7 +329,7 @@ func (n *Node) Run(ctx context.Context, ref string) (string, error) {
 	id := fmt.Sprintf("%s-%d", n.Name, n.run)
 	var out, errs strings.Builder
 	cmd := exec.CommandContext(ctx, n.program("ctr"), "--address", n.ContainerdSocket(), "--namespace", "k8s.io",
-		"run", "--rm", "--cgroup", "/"+cgroupName+"/"+id, ref, id)
+		"run", "--rm", "--snapshotter", snapshotter, "--cgroup", "/"+cgroupName+"/"+id, ref, id)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := n.start(cmd); err != nil {
 		return "", fmt.Errorf("run %s on %s: %w", ref, n.Name, err)

@@ -128,6 +128,17 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 	}, nil
 }
 
+// BuildStargz returns the path of the stargz snapshotter, built as [BuildPrograms]
+// does; see e2e/programs/stargz.
+func BuildStargz(ctx context.Context) (string, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	dir, err := buildCached(ctx, filepath.Join(root, "e2e/programs/stargz"), "", ".")
+	return filepath.Join(dir, "stargz"), err
+}
+
 // BuildKubernetes returns the folder with Kubernetes's own programs, etcd (as
 // server), CoreDNS and helm, built as [BuildPrograms] does.
 func BuildKubernetes(ctx context.Context) (kubernetes, helm string, err error) {
@@ -231,11 +242,16 @@ func buildCached(ctx context.Context, dir, ldflags string, packages ...string) (
 }
 
 // buildKey names a build by all that goes into it: the module files fix every
-// version.
+// version, and programs of our own lie beside them.
 func buildKey(dir, ldflags string, packages []string) (string, error) {
 	h := sha256.New()
-	for _, name := range []string{"go.mod", "go.sum"} {
-		p, err := os.ReadFile(filepath.Join(dir, name))
+	own, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		return "", fmt.Errorf("list sources: %w", err)
+	}
+	for _, path := range append([]string{filepath.Join(dir, "go.mod"), filepath.Join(dir, "go.sum")}, own...) {
+		name := filepath.Base(path)
+		p, err := os.ReadFile(path)
 		if err != nil {
 			return "", fmt.Errorf("read pinned versions: %w", err)
 		}
