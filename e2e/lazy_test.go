@@ -27,20 +27,20 @@ import (
 	"github.com/shoal-dev/shoal/e2e/lab"
 )
 
-// stargzSocket is where stargz listens on each node, below a /run of its own.
-const stargzSocket = "/run/stargz.sock"
-
-// stargzConfig makes containerd's CRI use stargz, as stargz's documentation has it.
-// The transfer service unpacks for snapshotters that it knows.
-const stargzConfig = `
-[plugins."io.containerd.cri.v1.images"]
-  snapshotter = "stargz"
-  disable_snapshot_annotations = false
-  use_local_image_pull = true
-[proxy_plugins.stargz]
-  type = "snapshot"
-  address = "` + stargzSocket + `"
-`
+// documented reads the n-th piece of TOML in docs/lazy.md, which speaks of docker.io.
+func documented(t *testing.T, n int) string {
+	t.Helper()
+	page, err := os.ReadFile("../docs/lazy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(string(page), "```toml\n")
+	if len(parts) <= n+1 {
+		t.Fatalf("docs/lazy.md has %d pieces of TOML", len(parts)-1)
+	}
+	text, _, _ := strings.Cut(parts[n+1], "```")
+	return strings.ReplaceAll(text, "docker.io", lab.RegistryHost)
+}
 
 // TestStargz: stargz-snapshotter mounts an eStargz image through the mirror, and files
 // cross the registry's link when they are read, once for all nodes.
@@ -54,7 +54,7 @@ func TestStargz(t *testing.T) {
 		files = 24
 		size  = 2 * mib
 	)
-	l := newLab(t, lab.Config{Nodes: 3, Rate: rate, RegistryRate: rate, ContainerdConfig: stargzConfig})
+	l := newLab(t, lab.Config{Nodes: 3, Rate: rate, RegistryRate: rate, ContainerdConfig: documented(t, 0)})
 	ref, layer := pushStargz(t, l, program, files, size)
 	t.Logf("a layer of %d bytes", layer)
 
@@ -64,21 +64,8 @@ func TestStargz(t *testing.T) {
 	if err := one.SetMirrors(one.Mirror() + "/registry/" + lab.RegistryHost); err != nil {
 		t.Fatal(err)
 	}
-	for n, how := range map[*lab.Node][]string{
-		one: {"-config-path", one.HostsDir()},
-		two: {"-registry", lab.RegistryHost, "-mirror", strings.TrimPrefix(two.Mirror(), "http://"),
-			"-max-retries", "8", "-min-wait-msec", "200"},
-	} {
-		// Overlays want another file system below them than an overlay.
-		p, err := n.StartProgram("stargz", append([]string{program, "serve", "-address", stargzSocket, "-root", "/run/stargz"}, how...)...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = lab.WaitFor(t.Context(), p, func() error { _, err := os.Stat(n.Path(stargzSocket)); return err })
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	startStargz(t, program, one, "", "-config-path", one.HostsDir())
+	startStargz(t, program, two, documented(t, 1))
 	served := func() int64 {
 		t.Helper()
 		b, err := l.Registry.Served(t.Context())
@@ -206,6 +193,28 @@ func TestStargz(t *testing.T) {
 		if whole := metric(t, n, "shoal_mirror_whole_for_part_total"); whole != 0 {
 			t.Errorf("%s fetched %v layers whole", n.Name, whole)
 		}
+	}
+}
+
+// startStargz starts stargz-snapshotter on a node, where containerd expects it. Only
+// what is read is fetched: what fetches ahead is off.
+func startStargz(t *testing.T, program string, n *lab.Node, config string, more ...string) {
+	t.Helper()
+	const socket = "/run/containerd-stargz-grpc/containerd-stargz-grpc.sock"
+	config = "noprefetch = true\nno_background_fetch = true\nno_prometheus = true\n" + config
+	file := filepath.Join(n.Dir, "stargz.toml")
+	if err := errors.Join(os.WriteFile(file, []byte(config), 0o644), os.Mkdir(n.Path(filepath.Dir(socket)), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	// Overlays want another file system below them than an overlay.
+	p, err := n.StartProgram("stargz", append([]string{
+		program, "serve", "-address", socket, "-root", "/run/stargz", "-config", file,
+	}, more...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.WaitFor(t.Context(), p, func() error { _, err := os.Stat(n.Path(socket)); return err }); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -3,7 +3,7 @@
 // that cannot be had apart from its repository, and makes the same calls.
 //
 //	stargz convert LAYER.tar LAYER.esgz
-//	stargz serve -address SOCKET -root DIR (-config-path DIR | -registry HOST -mirror HOST:PORT -max-retries N -min-wait-msec N)
+//	stargz serve -address SOCKET -root DIR -config FILE [-config-path DIR]
 package main
 
 import (
@@ -19,9 +19,9 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/containerd/stargz-snapshotter/estargz"
-	"github.com/containerd/stargz-snapshotter/fs/config"
 	"github.com/containerd/stargz-snapshotter/service"
 	"github.com/containerd/stargz-snapshotter/service/resolver"
+	"github.com/pelletier/go-toml/v2"
 	"google.golang.org/grpc"
 )
 
@@ -79,26 +79,24 @@ func serve(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("serve", flag.ExitOnError)
 	address := flags.String("address", "", "socket to listen on")
 	root := flags.String("root", "", "where the snapshots are")
+	file := flags.String("config", "", "configuration, as /etc/containerd-stargz-grpc/config.toml")
 	configPath := flags.String("config-path", "", "directory of hosts.toml files, as containerd's config_path")
-	registry := flags.String("registry", "", "registry that has a mirror")
-	mirror := flags.String("mirror", "", "host and port of the mirror, asked in plain HTTP")
-	var blob config.BlobConfig
-	flags.IntVar(&blob.MaxRetries, "max-retries", 0, "as in [blob] of stargz's configuration")
-	flags.IntVar(&blob.MinWaitMSec, "min-wait-msec", 0, "as in [blob] of stargz's configuration")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	// Only what is read is fetched: what fetches ahead is off.
-	cfg := service.Config{Config: config.Config{
-		NoPrefetch: true, NoBackgroundFetch: true, NoPrometheus: true,
-		HTTPCacheType: "memory", FSCacheType: "memory", BlobConfig: blob,
-	}}
-	// containerd-stargz-grpc has the second way only, stargz within containerd the first.
-	hosts := resolver.RegistryHostsFromCRIConfig(ctx, resolver.Registry{ConfigPath: *configPath})
-	if *mirror != "" {
-		hosts = resolver.RegistryHostsFromConfig(resolver.Config{Host: map[string]resolver.HostConfig{
-			*registry: {Mirrors: []resolver.MirrorConfig{{Host: *mirror, Insecure: true}}},
-		}})
+	text, err := os.ReadFile(*file)
+	if err != nil {
+		return err
+	}
+	var cfg service.Config
+	if err := toml.Unmarshal(text, &cfg); err != nil {
+		return fmt.Errorf("read %s: %w", *file, err)
+	}
+	// containerd-stargz-grpc knows mirrors by its own configuration only, stargz
+	// within containerd by hosts.toml.
+	hosts := resolver.RegistryHostsFromConfig(resolver.Config(cfg.ResolverConfig))
+	if *configPath != "" {
+		hosts = resolver.RegistryHostsFromCRIConfig(ctx, resolver.Registry{ConfigPath: *configPath})
 	}
 	sn, err := service.NewStargzSnapshotterService(ctx, *root, &cfg, service.WithCustomRegistryHosts(hosts))
 	if err != nil {
