@@ -206,7 +206,11 @@ func TestLazyFailures(t *testing.T) {
 		t.Errorf("asked for %+v", asked)
 	}
 	s.part = func(swarm.Request, int64, int64) (swarm.Download, error) { return nil, swarm.ErrUnavailable }
-	if r := tm.do(t, http.MethodGet, target, "Range", "bytes=0-9"); r.status != http.StatusNotFound || r.reason() != reasonUpstream {
-		t.Errorf("that nobody can have is answered %d %s", r.status, r.body)
+	if r := tm.do(t, http.MethodGet, target, "Range", "bytes=0-9"); r.status != http.StatusServiceUnavailable || r.reason() != reasonUpstream {
+		t.Errorf("what nobody has at the moment is answered %d %s", r.status, r.body)
+	}
+	s.part = func(swarm.Request, int64, int64) (swarm.Download, error) { return nil, swarm.ErrNotFound }
+	if r := tm.do(t, http.MethodGet, target, "Range", "bytes=0-9"); r.status != http.StatusNotFound || r.reason() != reasonNotFound {
+		t.Errorf("what is nowhere is answered %d %s", r.status, r.body)
 	}
 }

@@ -122,6 +122,9 @@ func (m *Mirror) pulls(k kind, handle func(http.ResponseWriter, *http.Request, *
 			if p.who.auth == AuthorizeUpstream {
 				miss.relay(p.who.id == "")
 			}
+			if p.lazy {
+				miss.again()
+			}
 			p.status, p.reason, p.err = miss.httpStatus(), miss.reason, err
 			m.patient(w)
 			miss.write(w)

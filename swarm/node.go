@@ -243,7 +243,7 @@ func (n *Node) rangeHolders(ctx context.Context, d digest.Digest, off, length in
 			_, a.Nodes = n.tracker.Holders(d)
 			a.Havers = n.tracker.Havers(d, off, length)
 		} else if err := n.peers.call(ctx, m, http.MethodGet, fmt.Sprintf("%s%s?off=%d&n=%d", pathHolders, d, off, length), nil, &a); err != nil {
-			n.markDeaf(m.ID, err)
+			n.cfg.Log.Debug().Str("node", m.ID).Err(err).Msg("cannot ask who has a part of a blob")
 			continue
 		}
 		if nodes := append(a.Nodes, a.Havers...); len(nodes) > 0 {

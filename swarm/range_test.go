@@ -222,9 +222,10 @@ func TestWrongSpanIsReplaced(t *testing.T) {
 			if !c.nodes[1].suspect("node0") {
 				t.Error("the node that said so is believed as before")
 			}
-			if s, err := c.nodes[2].part(t.Context(), d, data, 0, 100, nil); err != nil || s != (Stats{Peers: 100}) {
-				t.Errorf("the next node has it from %+v, %v", s, err)
-			}
+			until(t, "the next node to have it", func() bool {
+				s, err := c.nodes[2].part(t.Context(), d, data, 0, 100, nil)
+				return err == nil && s == (Stats{Peers: 100})
+			})
 		})
 	}
 }

@@ -96,9 +96,11 @@ func (s *span) get(ctx context.Context) ([]byte, Source, error) {
 		d, s.by = a.Known.Digest, a.Known.By
 	}
 	p, source, err := n.Small(ctx, d, SpanLength, s.fetch)
-	switch {
-	case err == nil && int64(len(p)) == s.length():
+	if err == nil && int64(len(p)) == s.length() {
 		return p, source, nil
+	}
+	n.spans.Remove(s.ref) // the cluster may know better by now
+	switch {
 	case ctx.Err() != nil:
 		return nil, "", ctx.Err()
 	case err == nil:
