@@ -3,10 +3,8 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -18,29 +16,17 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-dev/shoal/e2e/lab"
 )
-
-// documented reads the n-th piece of TOML in docs/lazy.md, which speaks of docker.io.
-func documented(t *testing.T, n int) string {
-	t.Helper()
-	page, err := os.ReadFile("../docs/lazy.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts := strings.Split(string(page), "```toml\n")
-	if len(parts) <= n+1 {
-		t.Fatalf("docs/lazy.md has %d pieces of TOML", len(parts)-1)
-	}
-	text, _, _ := strings.Cut(parts[n+1], "```")
-	return strings.ReplaceAll(text, "docker.io", lab.RegistryHost)
-}
 
 // TestStargz: stargz-snapshotter mounts an eStargz image through the mirror, and files
 // cross the registry's link when they are read, once for all nodes.
@@ -61,59 +47,21 @@ func TestStargz(t *testing.T) {
 	// Two ways of having a mirror: by hosts.toml, here with the registry in the path,
 	// and by stargz's own configuration, which has no paths but sends ns.
 	one, two, whole := l.Node(0), l.Node(1), l.Node(2)
-	if err := one.SetMirrors(one.Mirror() + "/registry/" + lab.RegistryHost); err != nil {
+	if err := one.SetHosts(documented(t, 2)); err != nil {
 		t.Fatal(err)
 	}
-	startStargz(t, program, one, "", "-config-path", one.HostsDir())
-	startStargz(t, program, two, documented(t, 1))
-	served := func() int64 {
-		t.Helper()
-		b, err := l.Registry.Served(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
-	}
-	// read reads a file of the image on a node, and returns what it cost the registry
-	// and where the node had it from.
-	read := func(n *lab.Node, file int) (origin int64, from func(string) int64) {
-		t.Helper()
-		before, err := n.Metrics(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		start := served()
-		if err := readStargz(n, file, size); err != nil {
-			t.Fatal(err)
-		}
-		after, err := n.Metrics(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		from = func(source string) int64 {
-			sample := fmt.Sprintf(`shoal_mirror_bytes_total{source=%q}`, source)
-			return int64(after[sample] - before[sample])
-		}
-		origin = served() - start
-		t.Logf("%s reads file %d: %d bytes left the registry; %d from the registry, %d from peers, %d from here",
-			n.Name, file, origin, from("origin"), from("peers"), from("local"))
-		return origin, from
-	}
+	const ahead = "noprefetch = true\nno_background_fetch = true\nno_prometheus = true\n"
+	startSnapshotter(t, one, program, ahead, "-config-path", one.HostsDir())
+	startSnapshotter(t, two, program, ahead+documented(t, 1))
+	lazy := lazyReader{t, l, size}
 	// A file may begin and end in the middle of a span.
 	const most = size + 2*mib
 
-	start := served()
+	start := lazy.served()
 	for _, n := range []*lab.Node{one, two} {
-		if took, err := n.Pull(t.Context(), ref); err != nil {
-			t.Fatal(err)
-		} else {
-			t.Logf("%s has the image mounted in %v", n.Name, took.Round(time.Millisecond))
-		}
-		if layers, err := filepath.Glob(n.Path(filepath.Join(n.ContentRoot(), "blobs/sha256/*"))); err != nil || len(layers) > 2 {
-			t.Errorf("%s has %d blobs, want the manifest and the config: %v", n.Name, len(layers), err)
-		}
+		lazy.mount(n, ref, 2) // manifest and config
 	}
-	if got := served() - start; got > layer/10 {
+	if got := lazy.served() - start; got > layer/10 {
 		t.Errorf("%d bytes left the registry for two mounts of a layer of %d", got, layer)
 	} else {
 		t.Logf("%d bytes left the registry for two mounts", got)
@@ -124,34 +72,34 @@ func TestStargz(t *testing.T) {
 		}
 	}
 
-	if origin, from := read(one, 3); origin < size || origin > most || from("origin") == 0 {
+	if origin, from := lazy.read(one, 3); origin < size || origin > most || from("origin") == 0 {
 		t.Errorf("the first read of a file of %d bytes cost the registry %d", size, origin)
 	}
-	if origin, from := read(two, 3); origin > mib || from("peers") < size-mib {
+	if origin, from := lazy.read(two, 3); origin > mib || from("peers") < size-mib {
 		t.Errorf("the second node's read of it cost the registry %d", origin)
 	}
 	// Both at one time, in one copy.
-	both := served()
+	both := lazy.served()
 	var g errgroup.Group
 	for _, n := range []*lab.Node{one, two} {
-		g.Go(func() error { return readStargz(n, 5, size) })
+		g.Go(func() error { return lazy.try(n, 5) })
 	}
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if origin := served() - both; origin < size || origin > most {
+	if origin := lazy.served() - both; origin < size || origin > most {
 		t.Errorf("a file of %d bytes that two nodes read at one time cost the registry %d", size, origin)
 	}
-	if got := served() - start; got > layer/4 {
+	if got := lazy.served() - start; got > layer/4 {
 		t.Errorf("%d bytes of a layer of %d left the registry", got, layer)
 	}
 
 	// What one node has read, others read without the registry.
-	read(one, 10)
+	lazy.read(one, 10)
 	if err := l.CutRegistry(); err != nil {
 		t.Fatal(err)
 	}
-	if _, from := read(two, 10); from("origin") != 0 {
+	if _, from := lazy.read(two, 10); from("origin") != 0 {
 		t.Error("bytes came from a registry that is cut off")
 	}
 	if err := l.RestoreRegistry(); err != nil {
@@ -165,7 +113,7 @@ func TestStargz(t *testing.T) {
 	eventually(t, "the cluster to know the whole layer", func() bool {
 		return metric(t, whole, "shoal_swarm_held_blobs") >= 3
 	})
-	if origin, from := read(one, 17); origin != 0 || from("peers") < size {
+	if origin, from := lazy.read(one, 17); origin != 0 || from("peers") < size {
 		t.Errorf("a file of a layer that a node has whole cost the registry %d bytes", origin)
 	}
 	// While Shoal is away, the registry is not asked in its place for a layer that was
@@ -175,10 +123,10 @@ func TestStargz(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := readStargz(one, 20, size); !errors.Is(err, syscall.EIO) {
+	if err := lazy.try(one, 20); !errors.Is(err, syscall.EIO) {
 		t.Errorf("without Shoal, a read of what is not here: %v, want %v", err, syscall.EIO)
 	}
-	g.Go(func() error { return readStargz(two, 21, size) })
+	g.Go(func() error { return lazy.try(two, 21) })
 	time.Sleep(time.Second)
 	for _, n := range []*lab.Node{one, two} {
 		if err := n.StartShoal(t.Context()); err != nil {
@@ -188,7 +136,7 @@ func TestStargz(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Errorf("a read during a restart: %v", err)
 	}
-	read(one, 20)
+	lazy.read(one, 20)
 	for _, n := range []*lab.Node{one, two} {
 		if whole := metric(t, n, "shoal_mirror_whole_for_part_total"); whole != 0 {
 			t.Errorf("%s fetched %v layers whole", n.Name, whole)
@@ -196,57 +144,12 @@ func TestStargz(t *testing.T) {
 	}
 }
 
-// startStargz starts stargz-snapshotter on a node, where containerd expects it. Only
-// what is read is fetched: what fetches ahead is off.
-func startStargz(t *testing.T, program string, n *lab.Node, config string, more ...string) {
-	t.Helper()
-	const socket = "/run/containerd-stargz-grpc/containerd-stargz-grpc.sock"
-	config = "noprefetch = true\nno_background_fetch = true\nno_prometheus = true\n" + config
-	file := filepath.Join(n.Dir, "stargz.toml")
-	if err := errors.Join(os.WriteFile(file, []byte(config), 0o644), os.Mkdir(n.Path(filepath.Dir(socket)), 0o755)); err != nil {
-		t.Fatal(err)
-	}
-	// Overlays want another file system below them than an overlay.
-	p, err := n.StartProgram("stargz", append([]string{
-		program, "serve", "-address", socket, "-root", "/run/stargz", "-config", file,
-	}, more...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := lab.WaitFor(t.Context(), p, func() error { _, err := os.Stat(n.Path(socket)); return err }); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// pushStargz pushes an image of one layer in eStargz: the program, and files that
-// cannot be compressed. It returns the layer's size.
+// pushStargz pushes an image of one layer in eStargz, and returns the layer's size.
 func pushStargz(t *testing.T, l *lab.Lab, program string, files, size int) (ref string, layer int64) {
 	t.Helper()
-	hello, err := os.ReadFile(l.Hello())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var archive bytes.Buffer
-	w := tar.NewWriter(&archive)
-	add := func(name string, text []byte) {
-		t.Helper()
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755, Size: int64(len(text))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(text); err != nil {
-			t.Fatal(err)
-		}
-	}
-	add("hello", hello)
-	for i := range files {
-		add(fmt.Sprintf("data/%d", i), random(uint64(i), size))
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	from, to := filepath.Join(dir, "layer.tar"), filepath.Join(dir, "layer.esgz")
-	if err := os.WriteFile(from, archive.Bytes(), 0o644); err != nil {
+	if err := os.WriteFile(from, archiveOf(t, l, files, size), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	toc, err := exec.CommandContext(t.Context(), program, "convert", from, to).Output()
@@ -268,16 +171,9 @@ func pushStargz(t *testing.T, l *lab.Lab, program string, files, size int) (ref 
 	if err != nil {
 		t.Fatal(err)
 	}
-	to1, err := name.ParseReference("127.0.0.1:5000/lazy/stargz:v1", name.Insecure)
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := l.Registry.Client()
-	defer client.CloseIdleConnections()
-	if err := remote.Write(to1, image, remote.WithTransport(client.Transport), remote.WithContext(t.Context())); err != nil {
-		t.Fatal(err)
-	}
-	return lab.RegistryHost + "/lazy/stargz:v1", int64(len(blob))
+	ref = lab.RegistryHost + "/lazy/stargz:v1"
+	pushTo(t, l, ref, func(to name.Reference, opts ...remote.Option) error { return remote.Write(to, image, opts...) })
+	return ref, int64(len(blob))
 }
 
 // compressed is a layer in gzip.
@@ -293,25 +189,92 @@ func (c compressed) Compressed() (io.ReadCloser, error) {
 func (c compressed) Size() (int64, error)                { return int64(len(c)), nil }
 func (c compressed) MediaType() (types.MediaType, error) { return types.OCILayer, nil }
 
-// readStargz reads a file of the layer that is mounted on a node.
-func readStargz(n *lab.Node, file, size int) error {
-	mounts, err := os.ReadFile(n.Path("/proc/1/mounts"))
+// TestSOCI: so does SOCI, which names the registry in the path.
+func TestSOCI(t *testing.T) {
+	program, err := lab.BuildSoci(t.Context())
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(mounts)) {
-		f := strings.Fields(line)
-		if !strings.HasPrefix(f[2], "fuse") {
-			continue
+	const (
+		rate  = 100 * lab.Mbit
+		files = 24
+		size  = 2 * mib
+		// SOCI fetches parts that are 4 MiB once unpacked, and a file may be in two.
+		most = size + 10*mib
+	)
+	l := newLab(t, lab.Config{Nodes: 2, Rate: rate, RegistryRate: rate, ContainerdConfig: documented(t, 3)})
+	ref, layer := pushSOCI(t, l, program, files, size)
+	t.Logf("a layer of %d bytes", layer)
+	lazy := lazyReader{t, l, size}
+	one, two := l.Node(0), l.Node(1)
+	start := lazy.served()
+	for _, n := range l.Nodes() {
+		startSnapshotter(t, n, program, "no_prometheus = true\n[background_fetch]\n  disable = true\n"+documented(t, 4))
+		lazy.mount(n, ref, 4) // two indexes, manifest and config
+		if out, err := n.RunOn(t.Context(), "soci", ref); err != nil || !strings.HasPrefix(out, "hello from a container") {
+			t.Errorf("a container on %s says %q, %v", n.Name, out, err)
 		}
-		got, err := os.ReadFile(n.Path(fmt.Sprintf("%s/data/%d", f[1], file)))
-		if err != nil {
-			return err
-		}
-		if !bytes.Equal(got, random(uint64(file), size)) {
-			return fmt.Errorf("%s reads something else from file %d", n.Name, file)
-		}
-		return nil
 	}
-	return fmt.Errorf("%s has no layer mounted by FUSE:\n%s", n.Name, mounts)
+	if origin, from := lazy.read(one, 12); origin < size || origin > most || from("origin") < size {
+		t.Errorf("the first read of a file of %d bytes cost the registry %d", size, origin)
+	}
+	if origin, from := lazy.read(two, 12); origin > mib || from("peers") < size {
+		t.Errorf("the second node's read of it cost the registry %d", origin)
+	}
+	if got := lazy.served() - start; got > layer/2 {
+		t.Errorf("%d bytes of a layer of %d left the registry", got, layer)
+	}
+}
+
+// pushSOCI pushes an image of one layer, and an index of it, and returns the layer's
+// size.
+func pushSOCI(t *testing.T, l *lab.Lab, program string, files, size int) (ref string, bytes int64) {
+	t.Helper()
+	archive := archiveOf(t, l, files, size)
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(string(archive))), nil },
+		tarball.WithMediaType(types.OCILayer), tarball.WithCompressionLevel(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes, err = layer.Size(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	image := imageOf(t, types.OCIManifestSchema1, types.OCIConfigJSON, layer)
+	path, err := layout.Write(dir, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: image}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), program, "convert", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	all, err := path.ImageIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	converted, err := all.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := all.ImageIndex(converted.Manifests[0].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref = lab.RegistryHost + "/lazy/soci:v1"
+	pushTo(t, l, ref, func(to name.Reference, opts ...remote.Option) error { return remote.WriteIndex(to, index, opts...) })
+	return ref, bytes
+}
+
+// pushTo pushes to the registry, which is found under another name from outside.
+func pushTo(t *testing.T, l *lab.Lab, ref string, push func(name.Reference, ...remote.Option) error) {
+	t.Helper()
+	to, err := name.ParseReference(strings.Replace(ref, lab.RegistryHost, "127.0.0.1:5000", 1), name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := l.Registry.Client()
+	defer client.CloseIdleConnections()
+	if err := push(to, remote.WithTransport(client.Transport), remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -72,9 +72,9 @@ func TestLazyRange(t *testing.T) {
 }
 
 // TestSnapshottersRequests sends what lazy snapshotters do, through the prefix and
-// without ns: stargz-snapshotter 0.19.1 as fs/remote/resolver.go has it (it is
-// mounted for real in e2e), and soci-snapshotter 0.16.1, likewise, which needs a
-// zlib that is linked by a C compiler and is not run here.
+// without ns: stargz-snapshotter before 0.19 and soci-snapshotter 0.16.1, both in
+// fs/remote/resolver.go. In e2e they mount images for real, stargz in a version that
+// sends ns.
 func TestSnapshottersRequests(t *testing.T) {
 	const size = 5_000_000
 	reg := newRegistry(t)
