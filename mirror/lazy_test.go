@@ -214,3 +214,40 @@ func TestLazyFailures(t *testing.T) {
 		t.Errorf("what is nowhere is answered %d %s", r.status, r.body)
 	}
 }
+
+// TestPrivateParts: a part that lies here is given to those whom the registry lets in,
+// and to nobody else; and nodes trade it without their credentials.
+func TestPrivateParts(t *testing.T) {
+	for _, basic := range []bool{false, true} {
+		t.Run(fmt.Sprintf("basic=%t", basic), func(t *testing.T) {
+			k := newKeeper(t, basic)
+			img := k.reg.pushImage(t, "private/app", "v1", 3_000_000)
+			k.lock()
+			tap := &logBuffer{}
+			c := &cluster{tap: tap}
+			one, two := k.mirror(t, c.join(t), nil), k.mirror(t, c.join(t), nil)
+			p := pod()
+			for _, c := range []struct {
+				tm   *testMirror
+				from swarm.Source
+			}{{one, swarm.SourceOrigin}, {two, swarm.SourcePeers}} {
+				r := p.get(t, c.tm, http.MethodGet, img.blobURL(k.reg, img.layers[0]), "Range", "bytes=0-9")
+				if r.status != http.StatusPartialContent || !bytes.Equal(r.body, img.content[img.layers[0].Digest][:10]) {
+					t.Errorf("%d %s", r.status, r.body)
+				}
+				eventually(t, "the read is counted", func() bool {
+					return c.tm.counted(t, "shoal_mirror_bytes_total", "source", string(c.from)) == 10
+				})
+			}
+			if n := k.blobBytes.Load(); n != swarm.SpanLength {
+				t.Errorf("%d bytes left the registry, want a span", n)
+			}
+			for _, tm := range []*testMirror{one, two} {
+				(&puller{}).refused(t, tm, k, img)
+				(&puller{user: "pod", password: "wr0ng"}).refused(t, tm, k, img)
+				noSecrets(t, "log", tm.log.String(), p.authorization)
+			}
+			noSecrets(t, "peers", tap.String(), p.authorization)
+		})
+	}
+}
