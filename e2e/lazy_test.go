@@ -40,7 +40,7 @@ func TestStargz(t *testing.T) {
 		files = 24
 		size  = 2 * mib
 	)
-	l := newLab(t, lab.Config{Nodes: 3, Rate: rate, RegistryRate: rate, ContainerdConfig: documented(t, 0)})
+	l := newLab(t, lab.Config{Nodes: 3, Rate: rate, RegistryRate: rate, ContainerdConfig: []string{documented(t, 0)}})
 	ref, layer := pushStargz(t, l, program, files, size)
 	t.Logf("a layer of %d bytes", layer)
 
@@ -202,7 +202,7 @@ func TestSOCI(t *testing.T) {
 		// SOCI fetches parts that are 4 MiB once unpacked, and a file may be in two.
 		most = size + 10*mib
 	)
-	l := newLab(t, lab.Config{Nodes: 2, Rate: rate, RegistryRate: rate, ContainerdConfig: documented(t, 3)})
+	l := newLab(t, lab.Config{Nodes: 2, Rate: rate, RegistryRate: rate, ContainerdConfig: []string{documented(t, 3)}})
 	ref, layer := pushSOCI(t, l, program, files, size)
 	t.Logf("a layer of %d bytes", layer)
 	lazy := lazyReader{t, l, size}

@@ -79,8 +79,9 @@ type Node struct {
 	tags    *tagCache
 	small   singleflight.Group
 	spans   *spanCache
-	flights singleflight.Group // of spans
-	buffers chunker.Buffers
+	// spanFlights are spans on their way.
+	spanFlights singleflight.Group
+	buffers     chunker.Buffers
 
 	// life ends when Run ends; downloads outlive the requests that started
 	// them, but not the node.

@@ -179,7 +179,7 @@ func (p *part) next() error {
 // call begins to bring in a span, or joins in.
 func (p *part) call(i int64) spanCall {
 	c := spanCall{span: p.n.newSpan(p.r, i), mine: new(bool)}
-	c.c = p.n.flights.DoChan(c.span.ref, func() (any, error) {
+	c.c = p.n.spanFlights.DoChan(c.span.ref, func() (any, error) {
 		*c.mine = true
 		// It is shared: it must not die with the first caller's request.
 		ctx, cancel := context.WithTimeout(p.n.life, spanTimeout)

@@ -34,8 +34,9 @@ type Config struct {
 	Rate, RegistryRate Rate
 	// Containerd are the versions that the nodes have, in turn. Empty: the newest.
 	Containerd []Containerd
-	// ContainerdConfig is appended to the configuration of every containerd, in TOML.
-	ContainerdConfig string
+	// ContainerdConfig is more of their configuration, in turn too: tables of
+	// TOML that are not in it already.
+	ContainerdConfig []string
 	// Memory keeps containerd's and the registry's files in memory. containerd
 	// syncs each layer to disk; a dozen nodes doing that on one disk at the
 	// same moment would be measured in place of the network, and so would an

@@ -33,6 +33,7 @@ type Node struct {
 
 	lab     *Lab
 	version Containerd
+	config  string // further configuration of containerd
 	cri     internalapi.ImageManagerService
 	runs    sync.Mutex // one container at a time; guards run
 	run     int
@@ -54,6 +55,9 @@ func (l *Lab) addNode() *Node {
 	}
 	if vs := l.cfg.Containerd; len(vs) > 0 {
 		n.version = vs[(i-1)%len(vs)]
+	}
+	if cs := l.cfg.ContainerdConfig; len(cs) > 0 {
+		n.config = cs[(i-1)%len(cs)]
 	}
 	l.nodes = append(l.nodes, n)
 	return n
@@ -194,7 +198,7 @@ func (n *Node) StartContainerd(ctx context.Context, more ...string) error {
 	if n.version != ContainerdNewest {
 		text = containerd1Config
 	}
-	text = fmt.Sprintf(text, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir()) + n.lab.cfg.ContainerdConfig
+	text = fmt.Sprintf(text, n.containerdRoot(), n.ContainerdSocket(), n.HostsDir()) + n.config
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("start containerd on %s: %w", n.Name, err)
 	}
