@@ -64,7 +64,7 @@ unit: ## Run the unit tests with the race detector, seeds of the fuzz targets in
 .PHONY: e2e
 e2e: build ## Run the end-to-end tests on real containerd and registry (root; installs what it lacks)
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e: network namespaces and containerd need root: run it as root, or run 'make vet lint unit' for the rest" >&2; exit 1; fi
-	.ci/packages runc iproute2 tcpdump nftables
+	.ci/packages runc iproute2 tcpdump nftables zlib1g-dev
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 10m -run 'TestDiskFull|TestReal' ./chunker ./mirror/containerd
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 60m -v $$($(GO) list -tags e2e ./e2e/... | grep -v /e2e/kubernetes)
 

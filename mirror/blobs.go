@@ -21,10 +21,6 @@ const (
 	// lookTimeout bounds questions within the node and the cluster that
 	// normally take a millisecond: is the blob here, who has it.
 	lookTimeout = 2 * time.Second
-	// lazyRange is the longest range that is passed through from upstream
-	// without starting a download of the blob. Lazy snapshotters ask for
-	// chunks of up to 4 MiB (stargz, SOCI) with their neighbours.
-	lazyRange = 8 << 20
 	// blobType is what registries call a layer or a config.
 	blobType = "application/octet-stream"
 )
@@ -58,12 +54,13 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, p *pull) error {
 	if local != nil {
 		return m.deliver(w, r, p, here{local}, rg)
 	}
+	p.lazy = m.lazy(rg, p.size)
 	dl, err := m.fetch(ctx, p, rg)
 	if err != nil {
 		return err
 	}
 	defer dl.Close()
-	if !rg.partial || rg.n > lazyRange {
+	if !p.lazy {
 		defer m.ahead(ctx, p)()
 	}
 	return m.deliver(w, r, p, dl, rg)
@@ -117,9 +114,17 @@ func (m *Mirror) wanted(w http.ResponseWriter, r *http.Request, size int64) (byt
 	return rg, nil
 }
 
-// fetch gets hold of a blob that is not on this node.
+// lazy says whether a range is read by somebody who wants a few files now, and not
+// the blob later: lazy snapshotters name its end, those that resume a pull do not.
+// A blob of a span is brought in whole, and verified.
+func (m *Mirror) lazy(rg byteRange, size int64) bool {
+	return rg.closed && rg.n < size && size > swarm.SpanLength && !m.cfg.Hold
+}
+
+// fetch gets hold of a blob that is not on this node, or of a part of it.
 func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Download, error) {
-	if m.cooldown.active(p.digest, time.Now()) {
+	// A lazy snapshotter has no next host for a layer that it has mounted.
+	if !p.lazy && m.cooldown.active(p.digest, time.Now()) {
 		return nil, &miss{reason: reasonCooldown, message: "this blob failed here a moment ago"}
 	}
 	// In the caller's name: its credential is held for as long as the download
@@ -129,16 +134,20 @@ func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Downlo
 		p.ended = make(chan error, 1)
 		origin = mortal{origin, p.ended}
 	}
-	lazy := rg.closed && rg.n <= lazyRange && rg.n < p.size
-	if lazy && !m.cfg.Hold && !m.oracle.silent(p.repo.Registry) {
-		// Whatever upstream has against it, the cluster may do better.
-		if t, err := m.passThrough(ctx, origin, rg); err == nil {
-			return t, nil
-		}
-	}
-	// A small blob is fetched before Fetch returns.
+	// A small blob, and the first part of a range, are fetched before they return.
 	bounded, cancel := context.WithTimeout(ctx, m.cfg.FirstByteTimeout)
 	defer cancel()
+	if p.lazy {
+		r := p.request(p.digest, p.size, origin)
+		if m.oracle.silent(p.repo.Registry) {
+			r.Origin = nil // it would be waited for in vain
+		}
+		dl, err := m.cfg.Swarm.Range(bounded, r, rg.off, rg.n)
+		if !errors.Is(err, swarm.ErrNoRange) {
+			return dl, err
+		}
+		m.met.whole.Inc()
+	}
 	return m.cfg.Swarm.Fetch(bounded, p.request(p.digest, p.size, origin))
 }
 

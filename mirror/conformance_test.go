@@ -48,7 +48,7 @@ func TestSpecification(t *testing.T) {
 		{"Pulling manifests", "GET", "/v2/gone/manifests/v1", "", 404, 404, "MANIFEST_UNKNOWN", nil, ""},
 		{"Pulling blobs", "GET", "/v2/app/blobs/<layer>", "", 200, 200, "", ofBlob, ""},
 		{"Pulling blobs", "GET", "/v2/app/blobs/<another>", "", 404, 404, "BLOB_UNKNOWN", nil, ""},
-		{"Pulling blobs", "GET", "/v2/app/blobs/<layer>", "bytes=10-19", 206, 206, "", ofRange, "only the pieces that hold the range are fetched"},
+		{"Pulling blobs", "GET", "/v2/app/blobs/<layer>", "bytes=10-19", 206, 206, "", ofRange, "of larger layers, [only that part](../lazy.md) is fetched"},
 		{"Pulling blobs", "GET", "/v2/app/blobs/<layer>", "bytes=4990-", 206, 206, "", ofRange, ""},
 		{"Pulling blobs", "GET", "/v2/app/blobs/<layer>", "bytes=5000-", 416, 416, "", nil, ""},
 		{"Checking if content exists", "HEAD", "/v2/app/manifests/v1", "", 200, 200, "", ofManifest, ""},

@@ -105,7 +105,9 @@ func (m *Mirror) cut(r *http.Request, p *pull, err error) {
 	default:
 		p.reason = reasonCutFailed
 	}
-	m.cooldown.start(p.digest, time.Now())
+	if !p.lazy {
+		m.cooldown.start(p.digest, time.Now())
+	}
 }
 
 // delivery copies one body. One goroutine copies, another one watches it.

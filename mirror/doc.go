@@ -14,6 +14,9 @@
 // lazy snapshotter wants anything but the whole blob in return. A malformed
 // Range is ignored, as RFC 9110 allows.
 //
+// Who names the end of a range reads a part for its own sake, as lazy snapshotters
+// do; then that part is brought in and not the blob. Who resumes a pull does not.
+//
 // # What is not served is a 404
 //
 // containerd turns to its next host, at last the registry itself, upon a 404,
@@ -21,12 +24,14 @@
 // before the first byte is a 404 with an error body of the specification,
 // whose detail names the reason, as does shoal_mirror_fallbacks_total. That
 // holds for malformed names too: upstream may know better. The exceptions are
-// the Range answers above, 405 for methods that write, and what upstream answers
-// to a caller whom it refuses: 401 with its challenges, or 403.
+// the Range answers above, 405 for methods that write, what upstream answers
+// to a caller whom it refuses: 401 with its challenges, or 403; and 503 for a part of
+// a blob that cannot be had now.
 //
 // A failure in mid-body closes the connection before the promised
 // Content-Length, with FIN. containerd then asks for the rest; that request is
-// a miss too, for [cooldownFor], and the registry completes the blob. An
+// a miss too, for [cooldownFor], and the registry completes the blob; but not for
+// parts, since a lazy snapshotter has no next host for a layer that it has mounted. An
 // aborting RST would fail the pull, so no connection is ever reset on purpose.
 //
 // # Who may have what

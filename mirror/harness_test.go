@@ -512,6 +512,7 @@ func (tm *testMirror) counted(t testing.TB, name string, labels ...string) float
 type scripted struct {
 	open    func(digest.Digest) (swarm.Reader, error)
 	fetch   func(swarm.Request) (swarm.Download, error)
+	part    func(r swarm.Request, off, n int64) (swarm.Download, error)
 	small   func(context.Context, digest.Digest, func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error)
 	resolve func(context.Context, func(context.Context) (swarm.Descriptor, error)) (swarm.Descriptor, time.Time, error)
 	locate  func(digest.Digest) (int64, int, error)
@@ -529,6 +530,13 @@ func (s *scripted) Fetch(_ context.Context, r swarm.Request) (swarm.Download, er
 		return nil, errors.New("no such download")
 	}
 	return s.fetch(r)
+}
+
+func (s *scripted) Range(_ context.Context, r swarm.Request, off, n int64) (swarm.Download, error) {
+	if s.part == nil {
+		return nil, errors.New("no such download")
+	}
+	return s.part(r, off, n)
 }
 
 func (s *scripted) Small(ctx context.Context, d digest.Digest, _ int64, origin func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error) {

@@ -10,6 +10,7 @@ type metrics struct {
 	seconds   *prometheus.HistogramVec
 	inFlight  prometheus.Gauge
 	ahead     prometheus.Counter
+	whole     prometheus.Counter
 	landed    *prometheus.CounterVec
 }
 
@@ -45,6 +46,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "shoal_mirror_layers_ahead_total",
 			Help: "Layers that this node joined in fetching before its containerd asked for them, since it pulled the same image and other nodes were at them.",
 		}),
+		whole: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_mirror_whole_for_part_total",
+			Help: "Blobs fetched whole although a part of it was asked for, since their registry ignores ranges.",
+		}),
 		landed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_mirror_landed_blobs_total",
 			Help: "Blobs that came into containerd's content store, by how: through this mirror (mirror), or past it (elsewhere), from a registry or an import.",
@@ -64,7 +69,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.fallbacks.WithLabelValues(reason)
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight, m.ahead, m.landed)
+		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight, m.ahead, m.whole, m.landed)
 	}
 	return m
 }

@@ -24,6 +24,8 @@ type Swarm interface {
 	Open(ctx context.Context, d digest.Digest) (swarm.Reader, error)
 	// Fetch starts or joins a download. ctx bounds the call, not the download.
 	Fetch(ctx context.Context, r swarm.Request) (swarm.Download, error)
+	// Range brings in a part of a blob, and not the rest.
+	Range(ctx context.Context, r swarm.Request, off, n int64) (swarm.Download, error)
 	// Small gets small content by digest; a nil origin means peers only.
 	Small(ctx context.Context, d digest.Digest, limit int64, origin func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error)
 	// Resolve finds what a tag points to.

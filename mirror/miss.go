@@ -100,6 +100,15 @@ func (m *miss) relay(without bool) {
 	}
 }
 
+// again tells a lazy snapshotter to come back: it has no next host for a layer that it
+// has mounted, and tries again upon 503, but not upon 404.
+func (m *miss) again() {
+	switch m.reason {
+	case reasonUpstream, reasonSlow, reasonDisk, reasonFailed:
+		m.status = http.StatusServiceUnavailable
+	}
+}
+
 // asMiss is the one place where errors become answers. code is what the
 // request was after, in the specification's words.
 func asMiss(err error, code string) *miss {

@@ -1,15 +1,19 @@
 package mirror
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 )
@@ -306,12 +310,86 @@ func FuzzAuthorization(f *testing.F) {
 	})
 }
 
+// recording is an Upstream that notes what it is asked about.
+type recording struct {
+	yes
+	mu   *sync.Mutex
+	seen *[]Repository
+}
+
+func (u recording) Size(ctx context.Context, r Repository, d digest.Digest) (int64, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	*u.seen = append(*u.seen, r)
+	return u.yes.Size(ctx, r, d)
+}
+
+// TestHostilePrefix: the path names one registry, as ns does, and nothing else;
+// what is not a registry's name is asked about nowhere.
+func TestHostilePrefix(t *testing.T) {
+	const rest = "/v2/a/blobs/" + aBlob
+	for prefix, want := range map[string]string{
+		"/registry/docker.io":                                 "docker.io/a",
+		"/registry/DOCKER.io":                                 "docker.io/a",
+		"/registry/r.example:5000":                            "r.example:5000/a",
+		"/registry/r.example%3A5000":                          "r.example:5000/a",
+		"/registry/docker.io/v2/registry/r.example":           "docker.io/registry/r.example/v2/a",
+		"/registry/docker.io/registry/r.example":              reasonRoute,
+		"/registry/docker.io/":                                reasonRoute,
+		"/registry/":                                          reasonRoute,
+		"/registry":                                           reasonRoute,
+		"/Registry/docker.io":                                 reasonRoute,
+		"//registry/docker.io":                                reasonRoute,
+		"/x/registry/docker.io":                               reasonRoute,
+		"/registry/..":                                        reasonNamespace,
+		"/registry/.":                                         reasonNamespace,
+		"/registry/%2e%2e":                                    reasonNamespace,
+		"/registry/%20":                                       reasonNamespace,
+		"/registry/%00":                                       reasonNamespace,
+		"/registry/docker.io%0d%0aHost:x":                     reasonNamespace,
+		"/registry/docker.io%2f..":                            reasonRoute,
+		"/registry/docker.io%23":                              reasonNamespace,
+		"/registry/docker.io%3fns=r.example":                  reasonNamespace,
+		"/registry/user:password@docker.io":                   reasonNamespace,
+		"/registry/http:docker.io":                            reasonNamespace,
+		"/registry/docker.io:0":                               reasonNamespace,
+		"/registry/docker.io:99999":                           reasonNamespace,
+		"/registry/docker.io:":                                reasonNamespace,
+		"/registry/%5B::1%25lo%5D:80":                         reasonNamespace,
+		"/registry/" + strings.Repeat("a.", 200) + "io":       reasonNamespace,
+		"/registry/127.0.0.1:80":                              reasonRegistry,
+		"/registry/169.254.169.254":                           reasonRegistry,
+		"/registry/%5B::1%5D:80":                              reasonRegistry,
+		"/registry/0x7f.1":                                    reasonRegistry,
+		"/registry/localhost:6500":                            reasonRegistry,
+		"/registry/localhost:6500/v2/registry/localhost:6500": reasonRegistry,
+	} {
+		u := recording{yes{100}, new(sync.Mutex), new([]Repository)}
+		tm := newMirror(t, &scripted{}, u, nil, "*")
+		r := tm.do(t, http.MethodHead, prefix+rest)
+		var got string
+		if r.status == http.StatusOK {
+			got = fmt.Sprintf("%s/%s", (*u.seen)[0].Registry, (*u.seen)[0].Name)
+		} else {
+			r = tm.do(t, http.MethodGet, prefix+rest)
+			if got = r.reason(); r.status != http.StatusNotFound || len(*u.seen) > 0 {
+				t.Errorf("%s: %d, and asked about %v", prefix, r.status, *u.seen)
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", prefix, got, want)
+		}
+	}
+}
+
 // FuzzRequest sends anything to the handler: no panic, only the statuses that
 // the package promises, and no metric label from the input.
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{
 		"/v2/", "/v2", "/v2/a/manifests/latest?ns=docker.io", "/v2/a/blobs/" + someDigest + "?ns=docker.io", "/v2/a/b/manifests/x/manifests/y",
-		"/registry/docker.io/v2/a/manifests/latest", "/registry/../v2/a/manifests/b", "/v2/%2e%2e/manifests/x?ns=docker.io", "/v2//manifests/x?ns=docker.io",
+		"/registry/docker.io/v2/a/manifests/latest", "/registry/../v2/a/manifests/b",
+		"/registry/docker.io/v2/", "/registry/docker.io/registry/docker.io/v2/a/blobs/" + someDigest, "/registry/docker.io%2f..%2fx/v2/a/blobs/" + someDigest,
+		"/registry/u:p@docker.io/v2/a/blobs/" + someDigest, "/registry/[::1%25lo]:80/v2/a/blobs/" + someDigest, "/registry//v2/a/blobs/" + someDigest, "/v2/%2e%2e/manifests/x?ns=docker.io", "/v2//manifests/x?ns=docker.io",
 		"/v2/a/manifests/%00?ns=docker.io", "/v2/a/blobs/sha256:zz?ns=docker.io", "//v2/a/manifests/b", "/v2/a/manifests/b?ns=%", "*", "",
 	} {
 		f.Add("GET", s, "bytes=0-1", "")

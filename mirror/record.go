@@ -107,6 +107,9 @@ func (m *Mirror) log(p *pull, took time.Duration, cache string, by swarm.Stats) 
 	if p.reason != "" {
 		e.Str("reason", p.reason)
 	}
+	if p.lazy {
+		e.Bool("lazy", true)
+	}
 	if p.stale() {
 		e.Bool("stale", true)
 	}

@@ -85,6 +85,8 @@ type pull struct {
 	who    caller
 	// digest of what is served.
 	digest digest.Digest
+	// lazy: a part of the blob is read for its own sake.
+	lazy bool
 
 	// ended tells that upstream refuses the caller's credential by now; nil if
 	// it has none.
@@ -119,6 +121,9 @@ func (m *Mirror) pulls(k kind, handle func(http.ResponseWriter, *http.Request, *
 			miss := asMiss(err, k.unknownCode())
 			if p.who.auth == AuthorizeUpstream {
 				miss.relay(p.who.id == "")
+			}
+			if p.lazy {
+				miss.again()
 			}
 			p.status, p.reason, p.err = miss.httpStatus(), miss.reason, err
 			m.patient(w)

@@ -375,35 +375,6 @@ func TestUpstreamHangs(t *testing.T) {
 	}
 }
 
-// TestLazyRange: a chunk comes from upstream at once, and the blob stays
-// where it is; without upstream the cluster serves it.
-func TestLazyRange(t *testing.T) {
-	reg := newRegistry(t)
-	img := reg.pushImage(t, "app", "v1", 3_000_000)
-	data := img.content[img.layers[0].Digest]
-	up := counting{newClient(t, reg), new(atomic.Int64)}
-	c := new(cluster)
-	holder := newMirror(t, c.join(t), up, nil, reg.name)
-	lazy := newMirror(t, c.join(t), up, nil, reg.name)
-	chunk := func() {
-		t.Helper()
-		if r := lazy.do(t, http.MethodGet, img.blobURL(reg, img.layers[0]), "Range", "bytes=1000000-1000099"); r.status != http.StatusPartialContent || !bytes.Equal(r.body, data[1_000_000:1_000_100]) {
-			t.Fatalf("%d, %d bytes %.200s", r.status, len(r.body), r.body)
-		}
-	}
-	chunk()
-	if n := up.bytes.Load(); n != 100 {
-		t.Errorf("a chunk of 100 bytes cost %d", n)
-	}
-	holder.do(t, http.MethodGet, img.blobURL(reg, img.layers[0]))
-	eventually(t, "the cluster knows the blob", func() bool {
-		_, n, err := lazy.cfg.Swarm.Locate(t.Context(), img.layers[0].Digest)
-		return err == nil && n > 0
-	})
-	reg.answer(http.StatusServiceUnavailable)
-	chunk()
-}
-
 // TestSize: a blob's size comes from whoever knows it, in order of cost.
 func TestSize(t *testing.T) {
 	repo := Repository{Registry: "docker.io", Name: "a"}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -42,6 +43,8 @@ type holdersAnswer struct {
 	Nodes []string `json:"nodes"`
 	// Pullers is how many pull it now.
 	Pullers int `json:"pullers,omitempty"`
+	// Havers pull it and have the range that was asked about.
+	Havers []string `json:"havers,omitempty"`
 }
 
 type announcement struct {
@@ -179,6 +182,15 @@ func (n *Node) serveHolders(w http.ResponseWriter, r *http.Request) {
 	var a holdersAnswer
 	a.Size, a.Nodes = n.tracker.Holders(d)
 	a.Pullers = n.tracker.Pullers(d)
+	if q := r.URL.Query(); q.Has("off") {
+		off, oerr := strconv.ParseInt(q.Get("off"), 10, 64)
+		length, lerr := strconv.ParseInt(q.Get("n"), 10, 64)
+		if err := errors.Join(oerr, lerr); err != nil {
+			n.badBody(w, r, err)
+			return
+		}
+		a.Havers = n.tracker.Havers(d, off, length)
+	}
 	writeJSON(w, a)
 }
 
@@ -198,13 +210,16 @@ func (n *Node) serveAnnounce(w http.ResponseWriter, r *http.Request) {
 }
 
 // serveBlob sends a whole blob, or a range of it, to a peer that has a lease
-// on it.
+// on it, or reads a part of it. Of a blob that is on its way, that part may be here.
 func (n *Node) serveBlob(w http.ResponseWriter, r *http.Request) {
 	d, ok := pathDigest(w, r)
 	if !ok {
 		return
 	}
 	blob, err := n.Open(r.Context(), d)
+	if err != nil && r.Header.Get("Range") != "" {
+		blob, err = n.openArrived(d)
+	}
 	if err != nil {
 		http.Error(w, "blob not here", http.StatusNotFound)
 		return

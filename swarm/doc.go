@@ -17,6 +17,13 @@
 // Blobs below two minimal pieces, and manifests, have no torrent: one node
 // asks the origin, the others fetch from nodes that have the content.
 //
+// # A part of a blob
+//
+// [Node.Range] brings in a part and not the rest: from a node that holds the blob or
+// pulls it and has come so far, else in spans of [SpanLength] bytes. Of a span the
+// nodes agree upon a digest as they agree upon what a tag points to; the one that
+// has to say takes it from the origin, and for the others it is small content.
+//
 // # What is trusted
 //
 // A sum is vouched for by an authenticated node, not by the blob's digest. So
@@ -24,6 +31,10 @@
 // before the digest of the whole is right. If it is wrong, everything is
 // thrown away and taken from the origin alone; comparing the sums shows who
 // vouched for wrong bytes, and that node is not believed for ten minutes.
+//
+// Of a part there is no such proof, and a wrong span may reach readers, which have
+// digests of their own for what they read; what a span is has to be said again after
+// ten minutes, and a node that the registry contradicts is not believed either.
 //
 // # When things go wrong
 //

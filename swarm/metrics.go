@@ -7,11 +7,15 @@ const (
 	corruptPiece = "piece"
 	corruptBlob  = "blob"
 	corruptSmall = "small"
+	corruptSpan  = "span"
 )
 
-// staleTag is a fallback like those in patience.go: a tag's last known digest was
-// served.
-const staleTag = "stale_tag"
+// Fallbacks like those in patience.go: a tag's last known digest was served, or what a
+// span was said to be longer ago.
+const (
+	staleTag  = "stale_tag"
+	staleSpan = "stale_span"
+)
 
 type metrics struct {
 	received    *prometheus.CounterVec
@@ -46,7 +50,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"source", "result"}),
 		corrupt: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shoal_swarm_corrupt_total",
-			Help: "Wrong bytes discarded on this node, by what was wrong: piece, blob or small.",
+			Help: "Wrong bytes discarded on this node, by what was wrong: piece, blob, small or span.",
 		}, []string{"what"}),
 		downloads: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_swarm_downloads",
@@ -71,10 +75,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	// What alerts count has to be there before it happens: an increase from
 	// nothing to 1 is none.
-	for _, what := range []string{corruptPiece, corruptBlob, corruptSmall} {
+	for _, what := range []string{corruptPiece, corruptBlob, corruptSmall, corruptSpan} {
 		m.corrupt.WithLabelValues(what)
 	}
-	for _, reason := range []string{helpTracker, helpPeers, helpStalled, helpStarved, staleTag} {
+	for _, reason := range []string{helpTracker, helpPeers, helpStalled, helpStarved, staleTag, staleSpan} {
 		m.fallbacks.WithLabelValues(reason)
 	}
 	if r != nil {

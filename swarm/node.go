@@ -79,7 +79,10 @@ type Node struct {
 	tags    *tagCache
 	small   singleflight.Group
 	flights chan struct{} // holds one for each small blob under way
-	buffers chunker.Buffers
+	spans   *spanCache
+	// spanFlights are spans on their way.
+	spanFlights singleflight.Group
+	buffers     chunker.Buffers
 
 	// life ends when Run ends; downloads outlive the requests that started
 	// them, but not the node.
@@ -118,7 +121,7 @@ func New(c Config) (*Node, error) {
 	def(&c.Patience, 5*time.Second)
 	def(&c.Linger, 10*time.Second)
 	n := &Node{
-		cfg: c, met: newMetrics(c.Registerer), tags: newTagCache(),
+		cfg: c, met: newMetrics(c.Registerer), tags: newTagCache(), spans: newSpanCache(),
 		downloads: map[digest.Digest]*download{},
 		suspects:  map[string]time.Time{}, deaf: map[string]time.Time{},
 		flights: make(chan struct{}, smallFlights),
@@ -232,6 +235,25 @@ func (n *Node) holders(ctx context.Context, d digest.Digest) (int64, []string, e
 		return 0, nil, fmt.Errorf("locate %s: %w", d, last)
 	}
 	return 0, nil, fmt.Errorf("locate %s: %w", d, ErrNotFound)
+}
+
+// rangeHolders are the nodes that have a range of a blob, as far as its tracker
+// knows: those that hold the whole, and those that pull it and have come so far.
+func (n *Node) rangeHolders(ctx context.Context, d digest.Digest, off, length int64) []string {
+	for _, m := range first(n.rank(d.String()), 2) {
+		var a holdersAnswer
+		if m.ID == n.self() {
+			_, a.Nodes = n.tracker.Holders(d)
+			a.Havers = n.tracker.Havers(d, off, length)
+		} else if err := n.peers.call(ctx, m, http.MethodGet, fmt.Sprintf("%s%s?off=%d&n=%d", pathHolders, d, off, length), nil, &a); err != nil {
+			n.cfg.Log.Debug().Str("node", m.ID).Err(err).Msg("cannot ask who has a part of a blob")
+			continue
+		}
+		if nodes := append(a.Nodes, a.Havers...); len(nodes) > 0 {
+			return nodes
+		}
+	}
+	return nil
 }
 
 func (n *Node) self() string { return n.cfg.Members.Self().ID }

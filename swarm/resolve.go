@@ -57,23 +57,11 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 		return k.desc, time.Time{}, nil
 	}
 	ranked := n.rank("tag " + ref)
-	deadline := time.Now().Add(resolveWait)
-	for {
-		a, err := n.lookupTag(ctx, first(ranked, 1), ref, n.cfg.TagTTL)
-		switch {
-		case err != nil && ctx.Err() != nil:
-			return Descriptor{}, time.Time{}, ctx.Err()
-		case err == nil && a.Known != nil && a.Known.Age < n.cfg.TagTTL:
-			return n.knowTag(ref, a.Known).desc, time.Time{}, nil
-		case err == nil && a.Wait && time.Now().Before(deadline):
-			select {
-			case <-time.After(25 * time.Millisecond):
-				continue
-			case <-ctx.Done():
-				return Descriptor{}, time.Time{}, ctx.Err()
-			}
-		}
-		break
+	switch known, ok, err := n.agreed(ctx, ranked, ref, n.cfg.TagTTL, resolveWait); {
+	case err != nil:
+		return Descriptor{}, time.Time{}, err
+	case ok:
+		return n.knowTag(ref, &known).desc, time.Time{}, nil
 	}
 	desc, err = upstream(ctx)
 	if err == nil {
@@ -95,6 +83,30 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 		return k.desc, k.at, nil
 	}
 	return Descriptor{}, time.Time{}, err
+}
+
+// agreed returns what the cluster knows of a reference, no older than ttl, while
+// another node asks upstream also a moment later, up to wait. If not ok, this node is to ask, and
+// to publish what it hears.
+func (n *Node) agreed(ctx context.Context, ranked []members.Member, ref string, ttl, wait time.Duration) (known tracker.Resolution, ok bool, err error) {
+	deadline := time.Now().Add(wait)
+	for {
+		a, err := n.lookupTag(ctx, first(ranked, 1), ref, ttl)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return known, false, ctx.Err()
+		case err == nil && a.Known != nil && a.Known.Age < ttl:
+			return *a.Known, true, nil
+		case err == nil && a.Wait && time.Now().Before(deadline):
+			select {
+			case <-time.After(25 * time.Millisecond):
+				continue
+			case <-ctx.Done():
+				return known, false, ctx.Err()
+			}
+		}
+		return known, false, nil
+	}
 }
 
 func (n *Node) knowTag(ref string, r *tracker.Resolution) knownTag {

@@ -353,6 +353,8 @@ func TestControlPlaneRefusesNonsense(t *testing.T) {
 	}{
 		"digest with a path":   {"GET", pathBlobs + "sha256:..%2f..%2fetc", "", 400},
 		"unknown blob":         {"GET", pathBlobs + digest.FromString("x").String(), "", 404},
+		"bad offset":           {"GET", pathHolders + digest.FromString("x").String() + "?off=x&n=1", "", 400},
+		"no length":            {"GET", pathHolders + digest.FromString("x").String() + "?off=1", "", 400},
 		"not json":             {"POST", pathAnnounce, "{", 400},
 		"bad digest announced": {"POST", pathAnnounce, `{"added":[{"digest":"x","size":1}]}`, 400},
 		"negative size":        {"POST", pathAnnounce, `{"added":[{"digest":"` + digest.FromString("x").String() + `","size":-1}]}`, 400},

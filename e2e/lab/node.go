@@ -331,12 +331,17 @@ func (n *Node) Remove(ctx context.Context, ref string) error {
 
 // Run runs a container of a pulled image to its end and returns what it said.
 func (n *Node) Run(ctx context.Context, ref string) (string, error) {
+	return n.RunOn(ctx, "overlayfs", ref)
+}
+
+// RunOn is Run with another snapshotter than containerd's default.
+func (n *Node) RunOn(ctx context.Context, snapshotter, ref string) (string, error) {
 	n.runs.Lock()
 	defer n.runs.Unlock()
 	n.run++
 	// The control group's name is seen by all nodes.
 	id := fmt.Sprintf("%s-%d", n.Name, n.run)
-	return n.Ctr(ctx, "run", "--rm", "--cgroup", "/"+cgroupName+"/"+id, ref, id)
+	return n.Ctr(ctx, "run", "--rm", "--snapshotter", snapshotter, "--cgroup", "/"+cgroupName+"/"+id, ref, id)
 }
 
 // Ctr runs containerd's own client in the namespace of CRI and returns what it

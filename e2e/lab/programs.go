@@ -138,6 +138,28 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 	}, nil
 }
 
+// BuildStargz returns the path of the stargz snapshotter, built as [BuildPrograms]
+// does; see e2e/programs/stargz.
+func BuildStargz(ctx context.Context) (string, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	dir, err := buildCached(ctx, filepath.Join(root, "e2e/programs/stargz"), "", ".")
+	return filepath.Join(dir, "stargz"), err
+}
+
+// BuildSoci does the same for the SOCI snapshotter, see e2e/programs/soci. It has zlib
+// in it, in C.
+func BuildSoci(ctx context.Context) (string, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	dir, err := buildCachedWith(ctx, filepath.Join(root, "e2e/programs/soci"), "", true, ".")
+	return filepath.Join(dir, "soci"), err
+}
+
 // BuildKubernetes returns the folder with Kubernetes's own programs, etcd (as
 // server), CoreDNS and helm, built as [BuildPrograms] does.
 func BuildKubernetes(ctx context.Context) (kubernetes, helm string, err error) {
@@ -184,6 +206,9 @@ func buildOwn(ctx context.Context, dir, name string, race bool, args ...string) 
 		return "", err
 	}
 	path := filepath.Join(dir, name)
+	if race {
+		args = append([]string{"-race"}, args...)
+	}
 	return path, build(ctx, root, path, linkFlags, race, args...)
 }
 
@@ -199,6 +224,11 @@ func moduleRoot(ctx context.Context) (string, error) {
 // buildCached compiles packages of the module in dir, with further flags of the
 // linker, and returns the folder with the binaries.
 func buildCached(ctx context.Context, dir, ldflags string, packages ...string) (string, error) {
+	return buildCachedWith(ctx, dir, ldflags, false, packages...)
+}
+
+// buildCachedWith is buildCached with C, or without.
+func buildCachedWith(ctx context.Context, dir, ldflags string, cgo bool, packages ...string) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("find cache: %w", err)
@@ -231,7 +261,7 @@ func buildCached(ctx context.Context, dir, ldflags string, packages ...string) (
 	if err := os.Mkdir(half, 0o755); err != nil {
 		return "", fmt.Errorf("make cache: %w", err)
 	}
-	if err := build(ctx, dir, half+string(filepath.Separator), ldflags, false, packages...); err != nil {
+	if err := build(ctx, dir, half+string(filepath.Separator), ldflags, cgo, packages...); err != nil {
 		return "", err
 	}
 	if err := os.Rename(half, target); err != nil {
@@ -241,11 +271,16 @@ func buildCached(ctx context.Context, dir, ldflags string, packages ...string) (
 }
 
 // buildKey names a build by all that goes into it: the module files fix every
-// version.
+// version, and programs of our own lie beside them.
 func buildKey(dir, ldflags string, packages []string) (string, error) {
 	h := sha256.New()
-	for _, name := range []string{"go.mod", "go.sum"} {
-		p, err := os.ReadFile(filepath.Join(dir, name))
+	own, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		return "", fmt.Errorf("list sources: %w", err)
+	}
+	for _, path := range append([]string{filepath.Join(dir, "go.mod"), filepath.Join(dir, "go.sum")}, own...) {
+		name := filepath.Base(path)
+		p, err := os.ReadFile(path)
 		if err != nil {
 			return "", fmt.Errorf("read pinned versions: %w", err)
 		}
@@ -257,17 +292,17 @@ func buildKey(dir, ldflags string, packages []string) (string, error) {
 
 // build compiles in the module at dir; args are further flags and the packages.
 // It is polite: compiling containerd takes minutes of all processors.
-func build(ctx context.Context, dir, output, ldflags string, race bool, args ...string) error {
+func build(ctx context.Context, dir, output, ldflags string, cgo bool, args ...string) error {
 	all := append([]string{"-n", "10", "go", "build", "-o", output, "-ldflags", ldflags}, buildFlags...)
 	// A static binary runs in every mount namespace and in an empty image. The
 	// race detector, which only our own servers get, is linked by gcc.
-	cgo := "CGO_ENABLED=0"
-	if race {
-		all, cgo = append(all, "-race"), "CGO_ENABLED=1"
+	enabled := "CGO_ENABLED=0"
+	if cgo {
+		enabled = "CGO_ENABLED=1"
 	}
 	cmd := exec.CommandContext(ctx, "nice", append(all, args...)...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), cgo, "GOWORK=off")
+	cmd.Env = append(os.Environ(), enabled, "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", strings.Join(args, " "), err, out)
 	}

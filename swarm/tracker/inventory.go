@@ -14,6 +14,7 @@ type inventory struct {
 	ttl   time.Duration
 	blobs map[digest.Digest]*entry
 	tags  map[string]*tag
+	spans map[string]*tag // see SpanRef
 }
 
 type entry struct {
@@ -21,12 +22,16 @@ type entry struct {
 	nodes map[string]time.Time // last announced
 }
 
-// maxTags bounds the memory of a tracker that is told many references; the
-// oldest are forgotten first.
-const maxTags = 16384
+// maxTags and maxSpans bound the memory of a tracker that is told many references,
+// about 400 bytes each; the oldest are forgotten first. So many spans are 16 GiB
+// that are read lazily at one time.
+const (
+	maxTags  = 16384
+	maxSpans = 32768
+)
 
 func newInventory(ttl time.Duration) *inventory {
-	return &inventory{ttl: ttl, blobs: map[digest.Digest]*entry{}, tags: map[string]*tag{}}
+	return &inventory{ttl: ttl, blobs: map[digest.Digest]*entry{}, tags: map[string]*tag{}, spans: map[string]*tag{}}
 }
 
 // add lists a holder.
@@ -84,19 +89,25 @@ func (v *inventory) expire(now time.Time) {
 			delete(v.blobs, d)
 		}
 	}
-	if len(v.tags) <= maxTags {
+	forget(v.tags, maxTags)
+	forget(v.spans, maxSpans)
+}
+
+// forget drops the oldest tags beyond limit.
+func forget(tags map[string]*tag, limit int) {
+	if len(tags) <= limit {
 		return
 	}
 	type aged struct {
 		ref string
 		at  time.Time
 	}
-	all := make([]aged, 0, len(v.tags))
-	for ref, t := range v.tags {
+	all := make([]aged, 0, len(tags))
+	for ref, t := range tags {
 		all = append(all, aged{ref, t.at})
 	}
 	slices.SortFunc(all, func(a, b aged) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.ref, b.ref)) })
-	for _, a := range all[:len(all)-maxTags] {
-		delete(v.tags, a.ref)
+	for _, a := range all[:len(all)-limit] {
+		delete(tags, a.ref)
 	}
 }

@@ -80,3 +80,28 @@ func TestTagsAreBounded(t *testing.T) {
 		t.Error("the oldest tag was kept")
 	}
 }
+
+// TestSpansLeaveTheTags: what is read lazily has a memory of its own.
+func TestSpansLeaveTheTags(t *testing.T) {
+	v := newInventory(time.Minute)
+	v.publish("registry/repository:tag", "a", &Resolution{Digest: blobD}, epoch)
+	for i := range int64(maxSpans + 100) {
+		v.publish(SpanRef(blobD, i), "a", &Resolution{Digest: blobD}, epoch.Add(time.Duration(i)+1))
+	}
+	v.expire(epoch)
+	if len(v.tags) != 1 || len(v.spans) != maxSpans {
+		t.Errorf("%d tags and %d spans kept, want 1 and %d", len(v.tags), len(v.spans), maxSpans)
+	}
+	if _, ok := v.spans[SpanRef(blobD, 0)]; ok {
+		t.Error("the oldest span was kept")
+	}
+	// The node that asks for a span has more time than for a tag.
+	ref := SpanRef(blobD, -1)
+	v.lookup(ref, "a", time.Minute, epoch)
+	if a := v.lookup(ref, "b", time.Minute, epoch.Add(resolveFor)); !a.Wait {
+		t.Errorf("after %v got %+v, want to wait", resolveFor, a)
+	}
+	if a := v.lookup(ref, "b", time.Minute, epoch.Add(SpanPatience)); !a.Ask {
+		t.Errorf("after %v got %+v, want the order to ask", SpanPatience, a)
+	}
+}

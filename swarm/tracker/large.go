@@ -96,6 +96,21 @@ func (l *Large) Pieces() int { return len(l.pieces) }
 // Idle says that nobody is in session: the state can be forgotten.
 func (l *Large) Idle() bool { return len(l.pullers) == 0 }
 
+// havers are the pullers that have n bytes from off, which are within the blob.
+func (l *Large) havers(off, n int64) []string {
+	var nodes []string
+	for _, p := range l.sorted {
+		has := true
+		for i := l.g.PieceAt(off); has && i <= l.g.PieceAt(off+n-1); i++ {
+			has = p.have.Has(i)
+		}
+		if has {
+			nodes = append(nodes, p.id)
+		}
+	}
+	return nodes
+}
+
 // Join adds the puller of a checked hello, or replaces an earlier session of
 // the same node, and introduces it to others.
 func (l *Large) Join(h *Hello, now time.Time) []Out {

@@ -1,10 +1,29 @@
 package tracker
 
 import (
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 )
+
+// spanPrefix begins what no tag begins with: a registry's name has no space.
+const spanPrefix = "span "
+
+// SpanRef names a span of a blob, so that nodes agree on its digest as they agree
+// on what a tag points to. Spans are many, and must not push out the tags.
+func SpanRef(d digest.Digest, i int64) string {
+	return spanPrefix + d.String() + " " + strconv.FormatInt(i, 10)
+}
+
+// known is where a reference is kept, and how long a node may take to ask about it.
+func (v *inventory) known(ref string) (map[string]*tag, time.Duration) {
+	if strings.HasPrefix(ref, spanPrefix) {
+		return v.spans, SpanPatience
+	}
+	return v.tags, resolveFor
+}
 
 // Resolution is what the cluster knows of a tag: the descriptor that upstream
 // last gave, and how old that answer is.
@@ -16,11 +35,17 @@ type Resolution struct {
 	// Age of the upstream's answer. Ages travel instead of times, since
 	// nodes' clocks differ.
 	Age time.Duration `json:"age"`
+	// By is the node that published it, as the tracker knows it.
+	By string `json:"by,omitempty"`
 }
 
 // resolveFor is how long one node may take to ask upstream about a tag before
 // another is told to: the bound that a HEAD gets in the mirror, and a little.
 const resolveFor = 3 * time.Second
+
+// SpanPatience is the same for a span, of half a MiB, and what the others wait for it:
+// over a slow link it takes longer than a HEAD, and asking twice makes it slower.
+const SpanPatience = 6 * time.Second
 
 type tag struct {
 	res       Resolution
@@ -42,10 +67,11 @@ type TagAnswer struct {
 
 // lookup decides for one node that wants to know a tag no older than ttl.
 func (v *inventory) lookup(ref, node string, ttl time.Duration, now time.Time) TagAnswer {
-	t := v.tags[ref]
+	known, patience := v.known(ref)
+	t := known[ref]
 	if t == nil {
 		t = &tag{}
-		v.tags[ref] = t
+		known[ref] = t
 	}
 	var a TagAnswer
 	if t.published {
@@ -56,7 +82,7 @@ func (v *inventory) lookup(ref, node string, ttl time.Duration, now time.Time) T
 			return a
 		}
 	}
-	if t.asking != "" && t.asking != node && now.Sub(t.askedAt) < resolveFor {
+	if t.asking != "" && t.asking != node && now.Sub(t.askedAt) < patience {
 		a.Wait = true
 		return a
 	}
@@ -71,13 +97,14 @@ func (v *inventory) lookup(ref, node string, ttl time.Duration, now time.Time) T
 // publish takes in a resolution; an older one than the known is ignored. A nil
 // one says that the node's attempt failed and the next may try.
 func (v *inventory) publish(ref, node string, r *Resolution, now time.Time) {
-	t := v.tags[ref]
+	known, _ := v.known(ref)
+	t := known[ref]
 	if t == nil {
 		if r == nil {
 			return
 		}
 		t = &tag{}
-		v.tags[ref] = t
+		known[ref] = t
 	}
 	if t.asking == node {
 		t.asking = ""
@@ -87,5 +114,6 @@ func (v *inventory) publish(ref, node string, r *Resolution, now time.Time) {
 	}
 	if at := now.Add(-r.Age); !t.published || !at.Before(t.at) {
 		t.res, t.at, t.published = *r, at, true
+		t.res.By = node
 	}
 }

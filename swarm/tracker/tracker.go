@@ -308,6 +308,27 @@ func (t *Tracker) Pullers(d digest.Digest) int {
 	return n
 }
 
+// Havers tells who pulls d and has the n > 0 bytes from off of it already.
+func (t *Tracker) Havers(d digest.Digest, off, n int64) []string {
+	t.mu.Lock()
+	var large []*swarm
+	for k, sw := range t.swarms {
+		if k.digest == d && off >= 0 && n > 0 && off <= k.size-n {
+			large = append(large, sw)
+		}
+	}
+	t.mu.Unlock()
+	var nodes []string
+	for _, sw := range large {
+		sw.mu.Lock()
+		if l, ok := sw.m.(*Large); ok {
+			nodes = append(nodes, l.havers(off, n)...)
+		}
+		sw.mu.Unlock()
+	}
+	return nodes
+}
+
 // Lookup asks what to do about a tag; see [TagAnswer].
 func (t *Tracker) Lookup(ref, node string, ttl time.Duration) TagAnswer {
 	t.mu.Lock()

@@ -1,10 +1,13 @@
 package tracker
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/shoal-dev/shoal/chunker"
 )
 
 // TestNewBytes: a blob counts as new once, whatever comes first, the session's
@@ -49,5 +52,44 @@ func TestNewBytes(t *testing.T) {
 				t.Errorf("%v bytes counted as new, want %v", n, c.want)
 			}
 		})
+	}
+}
+
+// TestHavers: of those that pull, the ones that have all pieces of a range.
+func TestHavers(t *testing.T) {
+	const piece = chunker.MinPieceLength
+	const size = 10*piece + 1
+	tr := New(Config{Live: func(string) bool { return true }})
+	for node, have := range map[string][]byte{
+		"none": nil, "first two": {0xc0, 0}, "all but one": {0xef, 0xe0}, "last": {0, 0x20},
+	} {
+		s, err := tr.Join(&Hello{Digest: blobD, Size: size, Node: node, Have: have})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+	}
+	for _, c := range []struct {
+		off, n int64
+		want   []string
+	}{
+		{0, 1, []string{"all but one", "first two"}},
+		{piece - 1, piece + 1, []string{"all but one", "first two"}},
+		{piece - 1, piece + 2, []string{"all but one"}},
+		{3 * piece, piece, nil},
+		{3*piece - 1, 2, nil},
+		{size - 1, 1, []string{"all but one", "last"}},
+		{0, size, nil},
+		// Nonsense has nobody.
+		{size, 1, nil}, {0, 0, nil}, {-1, 1, nil}, {0, -1, nil}, {1, 1<<63 - 1, nil}, {1<<63 - 1, 1<<63 - 1, nil},
+	} {
+		got := tr.Havers(blobD, c.off, c.n)
+		slices.Sort(got)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%d bytes from byte %d: %q, want %q", c.n, c.off, got, c.want)
+		}
+	}
+	if got := tr.Havers(digest.FromString("another"), 0, 1); len(got) > 0 {
+		t.Errorf("%q have a blob that nobody pulls", got)
 	}
 }
