@@ -50,6 +50,7 @@ type Cluster struct {
 	pki     *authority
 	env     []string // of kubectl and helm
 	bin     string   // Kubernetes's own programs
+	addons  lab.Addons
 	helm    string
 }
 
@@ -74,6 +75,9 @@ func New(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return nil, err
 	}
 	c.bin, c.helm = kubernetes, filepath.Join(helm, "helm")
+	if c.addons, err = lab.BuildAddons(ctx); err != nil {
+		return nil, err
+	}
 	if c.control, err = c.Lab.AddMachine("control", 0); err != nil {
 		return nil, err
 	}
@@ -114,6 +118,7 @@ func (c *Cluster) Close() error { return c.Lab.Close() }
 func check() error {
 	for _, r := range []struct{ file, pkg string }{
 		{cniDir + "/portmap", "containernetworking-plugins"},
+		{"/usr/sbin/ipset", "ipset"},
 		{"/usr/sbin/iptables", "iptables"},
 		{"/usr/sbin/nft", "nftables"},
 	} {

@@ -57,6 +57,7 @@ func TestShoal(t *testing.T) {
 	}{
 		{"Install", s.install},
 		{"Rollout", s.rollout},
+		{"NetworkPolicy", s.networkPolicy},
 		{"Upgrade", s.upgrade},
 		{"UpgradeOfShoal", s.upgradeOfShoal},
 		{"Private", s.private},
