@@ -257,6 +257,19 @@ func (c *Cluster) pushPause(ctx context.Context) error {
 	return err
 }
 
+// StartCertManager adds cert-manager to the cluster.
+func (c *Cluster) StartCertManager(ctx context.Context) error {
+	if _, err := c.Kubectl(ctx, "", "apply", "--server-side", "--filename", c.addons.CertManagerKinds); err != nil {
+		return err
+	}
+	if _, err := c.Kubectl(ctx, "", "wait", "--for=condition=Established", "--timeout=30s",
+		"--filename", c.addons.CertManagerKinds); err != nil {
+		return err
+	}
+	_, err := c.serve("cert-manager", c.addons.CertManager, "--kubeconfig", c.pki.path("admin.kubeconfig"))
+	return err
+}
+
 // Kubectl runs kubectl as the cluster's administrator and returns what it printed.
 func (c *Cluster) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
 	return c.run(ctx, stdin, filepath.Join(c.bin, "kubectl"), args...)

@@ -63,6 +63,7 @@ func TestShoal(t *testing.T) {
 		{"Private", s.private},
 		{"NodeLost", s.nodeLost},
 		{"Outage", s.outage},
+		{"CertManager", s.certManager},
 		{"HostNetwork", s.hostNetwork},
 		{"Rollback", s.rollback},
 		{"Uninstall", s.uninstall},

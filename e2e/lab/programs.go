@@ -231,15 +231,19 @@ func buildCached(ctx context.Context, dir, ldflags string, packages ...string) (
 }
 
 // buildKey names a build by all that goes into it: the module files fix every
-// version.
+// version, and a command may be written in the folder itself.
 func buildKey(dir, ldflags string, packages []string) (string, error) {
+	own, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		return "", fmt.Errorf("read pinned versions: %w", err)
+	}
 	h := sha256.New()
-	for _, name := range []string{"go.mod", "go.sum"} {
-		p, err := os.ReadFile(filepath.Join(dir, name))
+	for _, path := range append([]string{filepath.Join(dir, "go.mod"), filepath.Join(dir, "go.sum")}, own...) {
+		p, err := os.ReadFile(path)
 		if err != nil {
 			return "", fmt.Errorf("read pinned versions: %w", err)
 		}
-		fmt.Fprintf(h, "%s %d\n%s", name, len(p), p)
+		fmt.Fprintf(h, "%s %d\n%s", filepath.Base(path), len(p), p)
 	}
 	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH, packages, buildFlags, ldflags)
 	return filepath.Base(dir) + "-" + hex.EncodeToString(h.Sum(nil))[:16], nil

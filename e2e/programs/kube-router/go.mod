@@ -1,3 +1,5 @@
+// Kubernetes's libraries are those of ../cert-manager, newer than kube-router asks for,
+// so that they are compiled once.
 module github.com/shoal-dev/shoal/e2e/programs/kube-router
 
 go 1.26.3
