@@ -71,7 +71,7 @@ e2e: build ## Run the end-to-end tests on real containerd and registry (root; in
 .PHONY: e2e-k8s
 e2e-k8s: ## Run the tests of the Helm chart on a real Kubernetes of 3 nodes (root; builds it once, which takes minutes)
 	@if [ "$$(id -u)" != 0 ]; then echo "make e2e-k8s: network namespaces and kubelets need root: run it as root" >&2; exit 1; fi
-	.ci/packages runc iproute2 tcpdump containernetworking-plugins iptables nftables
+	.ci/packages runc iproute2 tcpdump containernetworking-plugins ipset iptables nftables
 	CGO_ENABLED=0 $(GO) test -tags "$(TAGS) e2e" -count=1 -timeout 30m -v ./e2e/kubernetes
 
 .PHONY: chart

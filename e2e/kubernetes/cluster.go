@@ -50,6 +50,7 @@ type Cluster struct {
 	pki     *authority
 	env     []string // of kubectl and helm
 	bin     string   // Kubernetes's own programs
+	addons  lab.Addons
 	helm    string
 }
 
@@ -74,6 +75,9 @@ func New(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return nil, err
 	}
 	c.bin, c.helm = kubernetes, filepath.Join(helm, "helm")
+	if c.addons, err = lab.BuildAddons(ctx); err != nil {
+		return nil, err
+	}
 	if c.control, err = c.Lab.AddMachine("control", 0); err != nil {
 		return nil, err
 	}
@@ -114,6 +118,7 @@ func (c *Cluster) Close() error { return c.Lab.Close() }
 func check() error {
 	for _, r := range []struct{ file, pkg string }{
 		{cniDir + "/portmap", "containernetworking-plugins"},
+		{"/usr/sbin/ipset", "ipset"},
 		{"/usr/sbin/iptables", "iptables"},
 		{"/usr/sbin/nft", "nftables"},
 	} {
@@ -249,6 +254,19 @@ const pauseImage = lab.RegistryHost + "/lab/pause:v1"
 
 func (c *Cluster) pushPause(ctx context.Context) error {
 	_, err := c.Lab.Push(ctx, lab.ImageSpec{Repository: "lab/pause", Tag: "v1", Size: 8e6, Layers: 1, Seed: 1, Stay: true})
+	return err
+}
+
+// StartCertManager adds cert-manager to the cluster.
+func (c *Cluster) StartCertManager(ctx context.Context) error {
+	if _, err := c.Kubectl(ctx, "", "apply", "--server-side", "--filename", c.addons.CertManagerKinds); err != nil {
+		return err
+	}
+	if _, err := c.Kubectl(ctx, "", "wait", "--for=condition=Established", "--timeout=30s",
+		"--filename", c.addons.CertManagerKinds); err != nil {
+		return err
+	}
+	_, err := c.serve("cert-manager", c.addons.CertManager, "--kubeconfig", c.pki.path("admin.kubeconfig"))
 	return err
 }
 

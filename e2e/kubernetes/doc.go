@@ -21,12 +21,12 @@
 // the computer's.
 //
 // Pods have the addresses 10.244.<node>.x on a bridge of the node, with static
-// routes between nodes and the CNI plugins bridge and portmap. No CNI plugin
-// enforces network policies here.
+// routes between nodes and the CNI plugins bridge and portmap. kube-router enforces
+// network policies, and does nothing else.
 //
 // # What it needs
 //
 // Linux with control groups v1, root, and the Debian packages runc,
-// containernetworking-plugins, iptables and nftables. The first build takes
+// containernetworking-plugins, ipset, iptables and nftables. The first build takes
 // minutes; it is kept in the user's cache.
 package kubernetes

@@ -27,8 +27,9 @@ type Node struct {
 	number  int
 	made    bool // its files are there
 
-	// Containerd, Kubelet and Proxy are what runs on it.
-	Containerd, Kubelet, Proxy *lab.Process
+	// Containerd, Kubelet, Proxy and Router are what runs on it. The router does
+	// nothing but enforce network policies.
+	Containerd, Kubelet, Proxy, Router *lab.Process
 }
 
 func (n *Node) podCIDR() string { return fmt.Sprintf("10.244.%d.0/24", n.number) }
@@ -137,11 +138,24 @@ func (n *Node) start(ctx context.Context) error {
 		"--hostname-override="+n.Name, "--node-ip="+n.Address); err != nil {
 		return err
 	}
-	n.Proxy, err = n.serve("kube-proxy", path, filepath.Join(n.cluster.bin, "kube-proxy"),
+	if n.Proxy, err = n.serve("kube-proxy", path, filepath.Join(n.cluster.bin, "kube-proxy"),
 		"--kubeconfig="+n.cluster.pki.path("admin.kubeconfig"), "--hostname-override="+n.Name,
 		"--proxy-mode=nftables", "--cluster-cidr="+pods,
 		"--conntrack-max-per-core=0", "--conntrack-min=0",
-		"--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0")
+		"--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"); err != nil {
+		return err
+	}
+	// Its own pod would not start before.
+	if err := lab.WaitFor(ctx, n.Kubelet, func() error {
+		_, err := n.cluster.Kubectl(ctx, "", "get", "node", n.Name)
+		return err
+	}); err != nil {
+		return err
+	}
+	n.Router, err = n.serve("kube-router", path, n.cluster.addons.KubeRouter,
+		"--kubeconfig="+n.cluster.pki.path("admin.kubeconfig"), "--hostname-override="+n.Name,
+		"--run-firewall", "--run-router=false", "--run-service-proxy=false",
+		"--service-cluster-ip-range="+services, "--health-port=0")
 	return err
 }
 

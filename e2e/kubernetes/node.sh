@@ -58,6 +58,10 @@ sysctl kernel/keys/root_maxkeys 1000000
 sysctl kernel/keys/root_maxbytes 25000000
 
 echo 1 >/proc/sys/net/ipv4/ip_forward
+# Network policies hold between pods of one node, too.
+echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
+# And they refuse each time, not once in a second.
+echo 0 >/proc/sys/net/ipv4/icmp_ratelimit
 # kube-proxy redirects what is for services, if it can be sent anywhere at all.
 ip route replace "$services" dev eth0
 

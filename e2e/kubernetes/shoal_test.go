@@ -57,11 +57,13 @@ func TestShoal(t *testing.T) {
 	}{
 		{"Install", s.install},
 		{"Rollout", s.rollout},
+		{"NetworkPolicy", s.networkPolicy},
 		{"Upgrade", s.upgrade},
 		{"UpgradeOfShoal", s.upgradeOfShoal},
 		{"Private", s.private},
 		{"NodeLost", s.nodeLost},
 		{"Outage", s.outage},
+		{"CertManager", s.certManager},
 		{"HostNetwork", s.hostNetwork},
 		{"Rollback", s.rollback},
 		{"Uninstall", s.uninstall},

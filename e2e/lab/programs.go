@@ -273,18 +273,17 @@ func buildCachedWith(ctx context.Context, dir, ldflags string, cgo bool, package
 // buildKey names a build by all that goes into it: the module files fix every
 // version, and programs of our own lie beside them.
 func buildKey(dir, ldflags string, packages []string) (string, error) {
-	h := sha256.New()
 	own, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
-		return "", fmt.Errorf("list sources: %w", err)
+		return "", fmt.Errorf("read pinned versions: %w", err)
 	}
+	h := sha256.New()
 	for _, path := range append([]string{filepath.Join(dir, "go.mod"), filepath.Join(dir, "go.sum")}, own...) {
-		name := filepath.Base(path)
 		p, err := os.ReadFile(path)
 		if err != nil {
 			return "", fmt.Errorf("read pinned versions: %w", err)
 		}
-		fmt.Fprintf(h, "%s %d\n%s", name, len(p), p)
+		fmt.Fprintf(h, "%s %d\n%s", filepath.Base(path), len(p), p)
 	}
 	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH, packages, buildFlags, ldflags)
 	return filepath.Base(dir) + "-" + hex.EncodeToString(h.Sum(nil))[:16], nil

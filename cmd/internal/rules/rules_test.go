@@ -292,12 +292,13 @@ func requirement(t *testing.T, gomod, mod string) string {
 // TestTestedVersions: the programs that the end-to-end tests build are those
 // whose libraries are in use.
 func TestTestedVersions(t *testing.T) {
-	for mod, program := range map[string]string{
-		"github.com/containerd/containerd/v2":     "e2e/programs/containerd/go.mod",
-		"github.com/distribution/distribution/v3": "e2e/programs/registry/go.mod",
+	for _, c := range []struct{ mod, program, library string }{
+		{"github.com/containerd/containerd/v2", "e2e/programs/containerd/go.mod", "go.mod"},
+		{"github.com/distribution/distribution/v3", "e2e/programs/registry/go.mod", "go.mod"},
+		{"github.com/cert-manager/cert-manager", "e2e/programs/cert-manager/go.mod", "helm/test/go.mod"},
 	} {
-		if got, want := requirement(t, program, mod), requirement(t, "go.mod", mod); got != want {
-			t.Errorf("%s requires %s %s, go.mod %s", program, mod, got, want)
+		if got, want := requirement(t, c.program, c.mod), requirement(t, c.library, c.mod); got != want {
+			t.Errorf("%s requires %s %s, %s %s", c.program, c.mod, got, c.library, want)
 		}
 	}
 }

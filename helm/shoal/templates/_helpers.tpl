@@ -166,10 +166,15 @@ count first.
 {{- mulf (float64 $number) (get $units $unit) 0.9 | floor | int64 -}}
 {{- end -}}
 
-{{/* The secret with the certificate, and the one with gossip.key. */}}
+{{/*
+The secret with the certificate, and the one with gossip.key. Those of cert-manager
+are not Helm's: cert-manager leaves them behind, and a release may go back to mode helm.
+*/}}
 {{- define "shoal.tlsSecret" -}}
 {{- if eq .Values.tls.mode "secret" -}}
 {{- required "tls.secretName: required with tls.mode secret: a secret with ca.crt, tls.crt, tls.key and gossip.key" .Values.tls.secretName -}}
+{{- else if eq .Values.tls.mode "certManager" -}}
+{{- include "shoal.fullname" . }}-issued-tls
 {{- else -}}
 {{- include "shoal.fullname" . }}-tls
 {{- end -}}
