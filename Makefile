@@ -19,7 +19,7 @@ LINT_VERSION := $(shell awk '$$1 == "github.com/golangci/golangci-lint/v2" {prin
 LINT := $(CACHE)/golangci-lint-$(LINT_VERSION)-$(shell $(GO) env GOVERSION)
 HELM := $(CACHE)/helm-$(shell awk '$$1 == "helm.sh/helm/v3" {print $$2}' e2e/programs/helm/go.mod)-$(shell $(GO) env GOVERSION)
 UNITTEST := $(CACHE)/helm-unittest-$(shell awk '$$1 == "github.com/helm-unittest/helm-unittest" {print $$2}' .ci/helm-unittest/go.mod)-$(shell $(GO) env GOVERSION)
-PROMTOOL := $(CACHE)/promtool-$(shell awk '$$1 == "github.com/prometheus/prometheus" {print $$2}' .ci/promtool/go.mod)-$(shell $(GO) env GOVERSION)
+PROMTOOL := $(CACHE)/promtool-$(shell awk '$$1 == "github.com/prometheus/prometheus" {print $$2}' e2e/programs/prometheus/go.mod)-$(shell $(GO) env GOVERSION)
 
 .PHONY: help
 help: ## Show this list
@@ -109,7 +109,7 @@ clean: ## Remove bin/
 $(LINT): FROM := .ci/tools github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 $(HELM): FROM := e2e/programs/helm helm.sh/helm/v3/cmd/helm
 $(UNITTEST): FROM := .ci/helm-unittest github.com/helm-unittest/helm-unittest/cmd/helm-unittest
-$(PROMTOOL): FROM := .ci/promtool github.com/prometheus/prometheus/cmd/promtool
+$(PROMTOOL): FROM := e2e/programs/prometheus github.com/prometheus/prometheus/cmd/promtool
 # Without what finds targets in a dozen clouds.
 $(PROMTOOL): FLAGS := -tags remove_all_sd
 $(LINT) $(HELM) $(UNITTEST) $(PROMTOOL):

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -122,23 +123,15 @@ func (n *Node) start(ctx context.Context) error {
 		}
 	}
 	n.made = true
-	path := "PATH=" + filepath.Dir(n.cluster.Lab.Programs().Containerd) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	if n.Containerd, err = n.serve("containerd", path, n.cluster.Lab.Programs().Containerd); err != nil {
+	if err := n.startContainerd(ctx); err != nil {
 		return err
 	}
-	socket := n.Path("/run/containerd/containerd.sock")
-	if err := lab.WaitFor(ctx, n.Containerd, func() error {
-		_, err := os.Stat(socket)
-		return err
-	}); err != nil {
-		return err
-	}
-	if n.Kubelet, err = n.serve("kubelet", path, filepath.Join(n.cluster.bin, "kubelet"),
+	if n.Kubelet, err = n.serve("kubelet", filepath.Join(n.cluster.bin, "kubelet"),
 		"--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig="+kubelet,
 		"--hostname-override="+n.Name, "--node-ip="+n.Address); err != nil {
 		return err
 	}
-	if n.Proxy, err = n.serve("kube-proxy", path, filepath.Join(n.cluster.bin, "kube-proxy"),
+	if n.Proxy, err = n.serve("kube-proxy", filepath.Join(n.cluster.bin, "kube-proxy"),
 		"--kubeconfig="+n.cluster.pki.path("admin.kubeconfig"), "--hostname-override="+n.Name,
 		"--proxy-mode=nftables", "--cluster-cidr="+pods,
 		"--conntrack-max-per-core=0", "--conntrack-min=0",
@@ -152,11 +145,25 @@ func (n *Node) start(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	n.Router, err = n.serve("kube-router", path, n.cluster.addons.KubeRouter,
+	n.Router, err = n.serve("kube-router", n.cluster.addons.KubeRouter,
 		"--kubeconfig="+n.cluster.pki.path("admin.kubeconfig"), "--hostname-override="+n.Name,
 		"--run-firewall", "--run-router=false", "--run-service-proxy=false",
 		"--service-cluster-ip-range="+services, "--health-port=0")
 	return err
+}
+
+// startContainerd starts containerd, on a node whose own may have been killed.
+func (n *Node) startContainerd(ctx context.Context) (err error) {
+	if n.Containerd, err = n.serve("containerd", n.cluster.Lab.Programs().Containerd); err != nil {
+		return err
+	}
+	return lab.WaitFor(ctx, n.Containerd, func() error {
+		conn, err := net.Dial("unix", n.Path("/run/containerd/containerd.sock"))
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
 }
 
 // Kill stops everything on the node at once, as a power cut does.
@@ -178,9 +185,10 @@ func (n *Node) WaitReady(ctx context.Context) error {
 }
 
 // serve starts a program below the node's control group.
-func (n *Node) serve(name, path string, args ...string) (*lab.Process, error) {
+func (n *Node) serve(name string, args ...string) (*lab.Process, error) {
 	const enter = `for c in /sys/fs/cgroup/*/; do echo 0 >"$c/cgroup.procs"; done; exec unshare -C "$@"`
+	path := filepath.Dir(n.cluster.Lab.Programs().Containerd) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	return n.StartProcess(name, filepath.Join(n.Dir, name+".log"),
-		[]string{path, "HOME=/root", "CONTAINERD_DISABLE_PIGZ=1"},
+		[]string{"PATH=" + path, "HOME=/root", "CONTAINERD_DISABLE_PIGZ=1"},
 		append([]string{"bash", "-c", enter, name}, args...)...)
 }

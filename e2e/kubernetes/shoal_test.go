@@ -51,6 +51,7 @@ func TestShoal(t *testing.T) {
 	c := newCluster(t, Config{Nodes: 3, Rate: rate, RegistryRate: rate})
 	s := &suite{Cluster: c, rate: rate}
 	s.prepare(t)
+	s.startPrometheus(t)
 	for _, part := range []struct {
 		name string
 		run  func(*testing.T)
@@ -59,13 +60,17 @@ func TestShoal(t *testing.T) {
 		{"Rollout", s.rollout},
 		{"NetworkPolicy", s.networkPolicy},
 		{"Upgrade", s.upgrade},
-		{"UpgradeOfShoal", s.upgradeOfShoal},
+		{"NoAlerts", s.noAlerts},
 		{"Private", s.private},
 		{"NodeLost", s.nodeLost},
+		{"ContainerdStops", s.containerdStops},
 		{"Outage", s.outage},
 		{"CertManager", s.certManager},
+		{"Dashboard", s.dashboard},
+		{"UpgradeOfShoal", s.upgradeOfShoal},
 		{"HostNetwork", s.hostNetwork},
 		{"Rollback", s.rollback},
+		{"NeverFired", s.neverFired},
 		{"Uninstall", s.uninstall},
 	} {
 		if !t.Run(part.name, part.run) {
@@ -79,6 +84,8 @@ type suite struct {
 	rate   lab.Rate
 	chart  string
 	values string
+	// prometheus scrapes Shoal from the start.
+	prometheus *prometheusServer
 	// before is what the nodes were like.
 	before []map[string]string
 }
@@ -388,6 +395,7 @@ func (s *suite) outage(t *testing.T) {
 	s.apply(t, daemonSet("outage", img.Ref))
 	waitReady(t, s.Cluster, "default", "outage", len(s.Nodes))
 	t.Logf("rolled out in %v without the registry", time.Since(began).Round(100*time.Millisecond))
+	s.becomes(t, "ShoalDegraded", "pending")
 	if err := s.Lab.RestoreRegistry(); err != nil {
 		t.Fatal(err)
 	}

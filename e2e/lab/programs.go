@@ -183,6 +183,18 @@ func BuildKubernetes(ctx context.Context) (kubernetes, helm string, err error) {
 	return kubernetes, helm, err
 }
 
+// BuildPrometheus returns the path of Prometheus's server, built as
+// [BuildPrograms] does, without what finds targets elsewhere than in Kubernetes.
+func BuildPrometheus(ctx context.Context) (string, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	dir, err := buildCached(ctx, filepath.Join(root, "e2e/programs/prometheus"), "",
+		"-tags", "remove_all_sd,enable_kubernetes_sd", "github.com/prometheus/prometheus/cmd/prometheus")
+	return filepath.Join(dir, "prometheus"), err
+}
+
 // KubernetesVersion is the one that e2e/programs/kubernetes pins.
 const KubernetesVersion = "v1.36.3"
 
@@ -222,7 +234,7 @@ func moduleRoot(ctx context.Context) (string, error) {
 }
 
 // buildCached compiles packages of the module in dir, with further flags of the
-// linker, and returns the folder with the binaries.
+// linker, and returns the folder with the binaries. packages may begin with flags.
 func buildCached(ctx context.Context, dir, ldflags string, packages ...string) (string, error) {
 	return buildCachedWith(ctx, dir, ldflags, false, packages...)
 }
