@@ -264,7 +264,7 @@ func pulledThrough(t *testing.T, l *lab.Lab, n *lab.Node) bool {
 		}
 		t.Fatal(err)
 	}
-	const blobs = 3 // manifest, config, layer
+	const blobs = 2 // manifest and config: the layer may be thrown away before it is counted
 	eventually(t, "the image to be counted", func() bool { return count("mirror")+count("elsewhere") >= mirror+elsewhere+blobs })
 	if m, e := count("mirror")-mirror, count("elsewhere")-elsewhere; m > 0 && e > 0 {
 		t.Errorf("%v blobs through Shoal and %v past it", m, e)

@@ -17,8 +17,9 @@ import (
 	"github.com/shoal-dev/shoal/swarm/tracker"
 )
 
-// The control plane's paths. Bodies are JSON, at most maxBody bytes, except for
-// the tracker stream (see package tracker) and blobs (raw bytes, Range).
+// The control plane's paths, besides PathProbe. Bodies are JSON, at most maxBody bytes,
+// except for the tracker stream (see package tracker), blobs and probes (raw bytes,
+// Range).
 const (
 	pathTrack    = "/v1/track"
 	pathHolders  = "/v1/holders/"
