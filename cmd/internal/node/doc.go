@@ -21,9 +21,10 @@
 // When the context of [Node.Run] ends, the node goes in the order in which
 // others depend on it:
 //
-//  1. /readyz fails and the mirror accepts nothing new; responses that are
-//     under way go on, for Config.Drain at most. What is cut then is cut with
-//     FIN, and containerd gets the rest from its next host.
+//  1. /readyz fails. The mirror goes on, for Config.Drain at most, until no
+//     response has been under way for a second: what containerd asks for next
+//     may be the rest of an image. What is cut then is cut with FIN, and
+//     containerd gets the rest from its next host.
 //  2. The node leaves the gossip, so that no peer chooses it any more.
 //  3. Transfers to peers end, then the swarm, the engine and the store.
 //

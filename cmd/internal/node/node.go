@@ -40,6 +40,8 @@ type Node struct {
 	cfg      Config
 	registry *prometheus.Registry
 	health   health
+	// responses are the mirror's.
+	responses underway
 
 	creds      *peertls.Credentials // nil without TLS
 	store      *chunker.Store

@@ -113,7 +113,11 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	n.health.serving.Store(false)
 
-	if !stop(mirrorSrv, n.cfg.Drain) {
+	// The layers that containerd has not asked for yet belong to the pull: refused,
+	// they would come from the registry, once for each node that stops.
+	deadline := time.Now().Add(n.cfg.Drain)
+	n.responses.wait(deadline)
+	if !stop(mirrorSrv, time.Until(deadline)) {
 		n.cfg.Log.Warn().Msg("responses still under way are cut: clients get the rest from their next host")
 	}
 	leave()
@@ -140,7 +144,7 @@ func stop(s *http.Server, d time.Duration) bool {
 }
 
 func (n *Node) servers() (mirror, control, metrics *http.Server) {
-	mirror = n.server("mirror", n.mirror.Handler())
+	mirror = n.server("mirror", n.responses.count(n.mirror.Handler()))
 	control = n.server("control", n.swarm.Handler())
 	control.Protocols = new(http.Protocols)
 	control.Protocols.SetHTTP1(true)
