@@ -83,6 +83,7 @@ type Lab struct {
 	hello      string // the images' entry point
 	lock       *os.File
 	bridge     *Machine
+	restore    func() error // takes back what the computer was made to allow
 
 	mu     sync.Mutex
 	nodes  []*Node
@@ -121,7 +122,7 @@ func New(ctx context.Context, c Config) (_ *Lab, err error) {
 	if err := sweep(); err != nil {
 		return nil, fmt.Errorf("remove an earlier run's leftovers: %w", err)
 	}
-	if err := allowCongestion(); err != nil {
+	if l.restore, err = allowCongestion(); err != nil {
 		return nil, fmt.Errorf("allow %s: %w", congestion, err)
 	}
 	c.Log.Info().Msg("building containerd and the registry, unless cached")
@@ -260,6 +261,9 @@ func (l *Lab) Close() error {
 	var errs []error
 	if l.Dir != "" {
 		errs = append(errs, os.RemoveAll(l.Dir))
+	}
+	if l.restore != nil {
+		errs = append(errs, l.restore())
 	}
 	errs = append(errs, removeCgroups(), l.lock.Close())
 	if err := errors.Join(errs...); err != nil {

@@ -24,19 +24,25 @@ import (
 // BBR does not slow down when a short queue overflows.
 const congestion = "cubic"
 
+// allowedPath lists what namespaces may choose.
+const allowedPath = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
+
 // allowCongestion lets namespaces choose it: those of a computer that has another
-// default may choose only what the computer allows to everybody.
-func allowCongestion() error {
-	const path = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
-	allowed, err := os.ReadFile(path)
+// default may choose only what the computer allows to everybody. restore leaves the
+// computer as it was, when the laboratory ends.
+func allowCongestion() (restore func() error, err error) {
+	allowed, err := os.ReadFile(allowedPath)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	names := strings.Fields(string(allowed))
 	if slices.Contains(names, congestion) {
-		return nil
+		return func() error { return nil }, nil
 	}
-	return os.WriteFile(path, []byte(strings.Join(append(names, congestion), " ")), 0)
+	if err := os.WriteFile(allowedPath, []byte(strings.Join(append(names, congestion), " ")), 0); err != nil {
+		return nil, err
+	}
+	return func() error { return os.WriteFile(allowedPath, allowed, 0) }, nil
 }
 
 // Machine is a set of namespaces that stands for a computer. Its methods are
