@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -42,15 +43,37 @@ func TestScripts(t *testing.T) {
 			e.Setenv("DEAF", "http://"+l.Addr().String())
 			e.Setenv("TAKEN", l.Addr().String())
 			e.Defer(func() { _ = l.Close() })
-			closed, err := net.Listen("tcp", "127.0.0.1:0")
+			closed, free, err := refusing()
 			if err != nil {
 				return err
 			}
-			e.Setenv("CLOSED", "http://"+closed.Addr().String())
-			return closed.Close()
+			e.Defer(free)
+			e.Setenv("CLOSED", "http://"+closed)
+			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "waitfor": waitFor},
 	})
+}
+
+// refusing is an address that refuses connections until it is freed: its port is
+// taken, so that no test beside this one can come to listen there, by a socket that
+// does not listen.
+func refusing() (addr string, free func(), err error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", nil, err
+	}
+	free = func() { _ = unix.Close(fd) }
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		free()
+		return "", nil, err
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		free()
+		return "", nil, err
+	}
+	return fmt.Sprintf("127.0.0.1:%d", name.(*unix.SockaddrInet4).Port), free, nil
 }
 
 // exits runs a command and compares its exit status: exits STATUS COMMAND...
