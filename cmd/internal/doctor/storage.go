@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -77,22 +78,22 @@ func checkContent(ctx context.Context, e *Env, s shoal) []Finding {
 	f := Finding{
 		ID: "content-damaged", Severity: Warning, Title: "containerd holds damaged content",
 		Consequence: "it is not served to others; pods of these images may not start here",
-		Fix:         "remove the images that have it ('crictl rmi') and pull them again; without their layers in use: 'ctr -n k8s.io content rm DIGEST', then pull",
+		Fix:         "remove the images that have it ('crictl rmi') and pull them again",
 	}
+	damage, err := []containerd.Damage(nil), errors.New("no socket")
 	if e.Socket != "" {
-		damage, err := containerd.FindDamage(ctx, containerd.Config{Socket: e.socket(), Root: e.ContainerdRoot})
-		if err == nil {
-			for _, d := range damage {
-				f.Evidence = append(f.Evidence, d.String())
-			}
-			slices.Sort(f.Evidence)
-			if n := len(f.Evidence); n > maxDamaged {
-				f.Evidence = append(f.Evidence[:maxDamaged], fmt.Sprintf("and %d more", n-maxDamaged))
-			}
-		}
+		damage, err = containerd.FindDamage(ctx, containerd.Config{Socket: e.socket(), Root: e.ContainerdRoot})
 	}
-	if n := s.metrics["shoal_containerd_damaged_blobs"]; n > 0 && len(f.Evidence) == 0 {
-		f.Evidence = []string{fmt.Sprintf("%.0f blobs whose files are not as long as they should be; the log of 'shoal serve' names the digests", n)}
+	for _, d := range damage {
+		f.Evidence = append(f.Evidence, d.String())
+	}
+	slices.Sort(f.Evidence)
+	if n := len(f.Evidence); n > maxDamaged {
+		f.Evidence = append(f.Evidence[:maxDamaged], fmt.Sprintf("and %d more", n-maxDamaged))
+	}
+	// Shoal's own count is up to a minute old, but goes without seeing the files.
+	if n := s.metrics["shoal_containerd_damaged_blobs"]; err != nil && n > 0 {
+		f.Evidence = []string{fmt.Sprintf("%.0f blobs whose files are gone, or not as long as they should be; the log of 'shoal serve' names the digests", n)}
 	}
 	if len(f.Evidence) == 0 {
 		return nil
