@@ -71,7 +71,7 @@ func testHint(t *testing.T, l *lab.Lab, n *lab.Node) {
 	if i < 0 {
 		t.Fatalf("no hint in %+v", found)
 	}
-	ref := push(t, l, "doctor-hint", 3e6, 1).Ref
+	ref := push(t, l, "doctor-hint", 4e6, 1).Ref
 	line, _, _ := strings.Cut(found[i].Fix, "\n")
 	args := strings.Fields(strings.Replace(line, "IMAGE", ref, 1))
 	const landed = `shoal_mirror_landed_blobs_total{through="mirror"}`

@@ -252,7 +252,7 @@ func pulledThrough(t *testing.T, l *lab.Lab, n *lab.Node) bool {
 	t.Helper()
 	const landed = `shoal_mirror_landed_blobs_total{through=%q}`
 	seed := uint64(time.Now().UnixNano())
-	img, err := l.Push(t.Context(), lab.ImageSpec{Repository: fmt.Sprintf("e2e/doctor-%d", seed), Tag: "v1", Size: 3e6, Layers: 1, Seed: seed})
+	img, err := l.Push(t.Context(), lab.ImageSpec{Repository: fmt.Sprintf("e2e/doctor-%d", seed), Tag: "v1", Size: 4e6, Layers: 1, Seed: seed})
 	if err != nil {
 		t.Fatal(err)
 	}
