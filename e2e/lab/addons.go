@@ -20,29 +20,21 @@ type Addons struct {
 
 // BuildAddons returns them, built as [BuildPrograms] does.
 func BuildAddons(ctx context.Context) (Addons, error) {
+	var a Addons
 	root, err := moduleRoot(ctx)
 	if err != nil {
-		return Addons{}, err
+		return a, err
 	}
-	certManager := filepath.Join(root, "e2e/programs/cert-manager")
-	issuer, err := buildCached(ctx, certManager, "", ".")
+	if a.CertManager, err = buildProgram(ctx, "cert-manager", false, "."); err != nil {
+		return a, err
+	}
+	source, err := moduleDir(ctx, filepath.Join(root, "e2e/programs/cert-manager"), "github.com/cert-manager/cert-manager")
 	if err != nil {
-		return Addons{}, err
+		return a, err
 	}
-	source, err := moduleDir(ctx, certManager, "github.com/cert-manager/cert-manager")
-	if err != nil {
-		return Addons{}, err
-	}
-	router, err := buildCached(ctx, filepath.Join(root, "e2e/programs/kube-router"), "",
-		"github.com/cloudnativelabs/kube-router/v2/cmd/kube-router")
-	if err != nil {
-		return Addons{}, err
-	}
-	return Addons{
-		CertManager:      filepath.Join(issuer, "cert-manager"),
-		CertManagerKinds: filepath.Join(source, "deploy/crds"),
-		KubeRouter:       filepath.Join(router, "kube-router"),
-	}, nil
+	a.CertManagerKinds = filepath.Join(source, "deploy/crds")
+	a.KubeRouter, err = buildProgram(ctx, "kube-router", false, "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router")
+	return a, err
 }
 
 // moduleDir is where the source of a module is that the one in dir requires.

@@ -101,12 +101,7 @@ func BuildContainerd(ctx context.Context, version Containerd) (string, error) {
 
 // BuildNerdctl returns the path of nerdctl, built as [BuildPrograms] does.
 func BuildNerdctl(ctx context.Context) (string, error) {
-	root, err := moduleRoot(ctx)
-	if err != nil {
-		return "", err
-	}
-	dir, err := buildCached(ctx, filepath.Join(root, "e2e/programs/nerdctl"), "", "github.com/containerd/nerdctl/v2/cmd/nerdctl")
-	return filepath.Join(dir, "nerdctl"), err
+	return buildProgram(ctx, "nerdctl", false, "github.com/containerd/nerdctl/v2/cmd/nerdctl")
 }
 
 // buildFlags make binaries that depend on nothing of this computer.
@@ -141,23 +136,13 @@ func BuildPrograms(ctx context.Context) (Programs, error) {
 // BuildStargz returns the path of the stargz snapshotter, built as [BuildPrograms]
 // does; see e2e/programs/stargz.
 func BuildStargz(ctx context.Context) (string, error) {
-	root, err := moduleRoot(ctx)
-	if err != nil {
-		return "", err
-	}
-	dir, err := buildCached(ctx, filepath.Join(root, "e2e/programs/stargz"), "", ".")
-	return filepath.Join(dir, "stargz"), err
+	return buildProgram(ctx, "stargz", false, ".")
 }
 
 // BuildSoci does the same for the SOCI snapshotter, see e2e/programs/soci. It has zlib
 // in it, in C.
 func BuildSoci(ctx context.Context) (string, error) {
-	root, err := moduleRoot(ctx)
-	if err != nil {
-		return "", err
-	}
-	dir, err := buildCachedWith(ctx, filepath.Join(root, "e2e/programs/soci"), "", true, ".")
-	return filepath.Join(dir, "soci"), err
+	return buildProgram(ctx, "soci", true, ".")
 }
 
 // BuildKubernetes returns the folder with Kubernetes's own programs, etcd (as
@@ -186,13 +171,19 @@ func BuildKubernetes(ctx context.Context) (kubernetes, helm string, err error) {
 // BuildPrometheus returns the path of Prometheus's server, built as
 // [BuildPrograms] does, without what finds targets elsewhere than in Kubernetes.
 func BuildPrometheus(ctx context.Context) (string, error) {
+	return buildProgram(ctx, "prometheus", false,
+		"-tags", "remove_all_sd,enable_kubernetes_sd", "github.com/prometheus/prometheus/cmd/prometheus")
+}
+
+// buildProgram builds the one program of the folder of its name below e2e/programs,
+// with C or without, and returns its path. packages may begin with flags.
+func buildProgram(ctx context.Context, name string, cgo bool, packages ...string) (string, error) {
 	root, err := moduleRoot(ctx)
 	if err != nil {
 		return "", err
 	}
-	dir, err := buildCached(ctx, filepath.Join(root, "e2e/programs/prometheus"), "",
-		"-tags", "remove_all_sd,enable_kubernetes_sd", "github.com/prometheus/prometheus/cmd/prometheus")
-	return filepath.Join(dir, "prometheus"), err
+	dir, err := buildCachedWith(ctx, filepath.Join(root, "e2e/programs", name), "", cgo, packages...)
+	return filepath.Join(dir, name), err
 }
 
 // KubernetesVersion is the one that e2e/programs/kubernetes pins.
