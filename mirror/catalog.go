@@ -61,6 +61,19 @@ func (c *catalog) get(r Repository, d digest.Digest) (entry, bool) {
 	return c.c.Get(catalogKey{r, d})
 }
 
+// before are the large layers that come before d in its image: the client unpacks
+// them first.
+func (c *catalog) before(r Repository, d digest.Digest) (layers []digest.Digest) {
+	e, _ := c.get(r, d)
+	for _, l := range e.layers {
+		if l.Digest == d {
+			return layers
+		}
+		layers = append(layers, l.Digest)
+	}
+	return nil // too small to wait
+}
+
 // add merges what was learned into what is known: a verified manifest's size
 // and type stay, and the image that was seen last.
 func (c *catalog) add(r Repository, d digest.Digest, e entry) {

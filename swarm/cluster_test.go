@@ -212,6 +212,8 @@ type fakeOrigin struct {
 	rate int64
 	fail atomic.Bool
 	gate sync.Mutex
+	// beside, if set, is an origin whose rate this one shares.
+	beside *fakeOrigin
 	// corrupt, if set, may change what is sent.
 	corrupt func(off int64, p []byte)
 }
@@ -248,9 +250,13 @@ func (r *originReader) Read(p []byte) (int, error) {
 	r.pos += int64(n)
 	r.o.sent.Add(int64(n))
 	if r.o.rate > 0 {
-		r.o.gate.Lock()
+		gate := &r.o.gate
+		if r.o.beside != nil {
+			gate = &r.o.beside.gate
+		}
+		gate.Lock()
 		time.Sleep(time.Duration(n) * time.Second / time.Duration(r.o.rate))
-		r.o.gate.Unlock()
+		gate.Unlock()
 	}
 	return n, err
 }
@@ -312,6 +318,53 @@ func TestColdClusterTakesOneCopy(t *testing.T) {
 	}
 	if got := o.copies(); got > 1.02 {
 		t.Errorf("%.3f copies left the registry, want 1", got)
+	}
+}
+
+// TestLayersComeInOrder: two layers of an image that all nodes ask for at the same
+// time share the registry's link, and the first one gets nearly all of it. Then the
+// second one does.
+func TestLayersComeInOrder(t *testing.T) {
+	c := newCluster(t, 6)
+	first, d1 := randomBlob(t, 24<<20)
+	second, d2 := randomBlob(t, 24<<20)
+	o1 := &fakeOrigin{data: first, rate: 32 << 20}
+	o2 := &fakeOrigin{data: second, rate: 32 << 20, beside: o1}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var reads sync.WaitGroup
+	errs := make(chan error, 2*len(c.nodes))
+	for _, n := range c.nodes {
+		for _, r := range []Request{
+			{Digest: d2, Size: int64(len(second)), Origin: o2, After: []digest.Digest{d1}},
+			{Digest: d1, Size: int64(len(first)), Origin: o1},
+		} {
+			dl, err := n.Fetch(ctx, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			reads.Go(func() {
+				defer dl.Close()
+				errs <- dl.Wait(ctx)
+			})
+		}
+	}
+	for o1.copies() < 1 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if got := o2.copies(); got > 0.5 {
+		t.Errorf("%.2f of the second layer had left the registry when the first one had", got)
+	} else {
+		t.Logf("%.2f of the second layer had left the registry when the first one had", got)
+	}
+	reads.Wait()
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if got := o1.copies() + o2.copies(); got > 2.04 {
+		t.Errorf("%.3f copies of two layers left the registry", got)
 	}
 }
 

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
 
 	"github.com/shoal-dev/shoal/chunker"
@@ -57,6 +59,7 @@ func (n *Node) Fetch(ctx context.Context, r Request) (Download, error) {
 			return nil, err
 		}
 		n.downloads[r.Digest] = d
+		n.queue()
 		n.met.downloads.Set(float64(len(n.downloads)))
 		n.work.Go(d.run)
 	} else if d.id.Geometry.Size != r.Size {
@@ -75,6 +78,8 @@ type download struct {
 	log  zerolog.Logger
 	blob *chunker.Blob
 	out  *tracker.Outbox[tracker.Up, *tracker.Up]
+	// after are the blobs that go before this one; see Request.
+	after []digest.Digest
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -97,6 +102,8 @@ type download struct {
 	vouchers map[int]string           // who vouches for a piece: its publisher, or the holder we had it from
 	doubted  map[int]tracker.PieceSum // published sums that contradict a piece from a source
 	beat     tracker.Beat
+	dealt    bool // the tracker has said last that no piece is left to lease
+	later    bool // as the tracker was told; see Node.queue
 	vit      vitals
 }
 
@@ -112,7 +119,7 @@ func (n *Node) newDownload(r Request) (*download, error) {
 		return nil, fmt.Errorf("fetch %s: %w", r.Digest, err)
 	}
 	d := &download{
-		n: n, blob: blob,
+		n: n, blob: blob, after: r.After,
 		id:       chunker.Identity{Cluster: n.cfg.Cluster, Digest: r.Digest, Geometry: g},
 		log:      n.cfg.Log.With().Str("digest", r.Digest.String()).Str("registry", r.Registry).Str("repository", r.Repository).Logger(),
 		out:      tracker.NewOutbox[tracker.Up](),
@@ -131,6 +138,47 @@ func (n *Node) newDownload(r Request) (*download, error) {
 	return d, nil
 }
 
+// queue tells the trackers of the node's downloads which of them have another one
+// to let go first. Node.mu is held.
+//
+// Each layer of an image has a tracker of its own, and each would fill the
+// sources' links with its blob alone: all layers would become whole at the same
+// time, at the end, with all of the unpacking still to do. In the image's order,
+// which is that of unpacking, all nodes unpack one while they fetch the next.
+func (n *Node) queue() {
+	for _, d := range n.downloads {
+		later := slices.ContainsFunc(d.after, func(b digest.Digest) bool {
+			o := n.downloads[b]
+			return o != nil && o.taking()
+		})
+		d.mu.Lock()
+		if later != d.later {
+			d.later = later
+			d.out.Put(tracker.Up{Later: &later})
+		}
+		d.mu.Unlock()
+	}
+}
+
+// requeue is queue for those who do not hold Node.mu.
+func (n *Node) requeue() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.queue()
+}
+
+// taking says whether sources still have something to do for the blob.
+func (d *download) taking() bool {
+	select {
+	case <-d.whole:
+		return false
+	default:
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.dealt
+}
+
 // run is the download's life. It owns everything that it starts.
 func (d *download) run() {
 	err := d.swarm()
@@ -139,6 +187,7 @@ func (d *download) run() {
 		err = d.refetch(wrong)
 	}
 	d.finish(err)
+	d.n.requeue()
 	d.cancel(nil)
 	d.give()
 }
@@ -197,6 +246,7 @@ func (d *download) swarm() error {
 	// Whole. Readers get the tail; the swarm may still need the pieces.
 	d.reportDoubts()
 	d.finish(nil)
+	d.n.requeue()
 	d.out.Put(tracker.Up{Whole: true, WholeSize: d.id.Geometry.Size})
 	d.linger(ctx, tracked)
 	return settle(nil, patience)
@@ -248,6 +298,7 @@ func (d *download) hello() tracker.Up {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	up.Hello.Origin = d.origin != nil
+	up.Hello.Later = d.later
 	return up
 }
 
@@ -338,6 +389,7 @@ func (d *download) handle(m tracker.Down) {
 		d.log.Warn().Str("error", m.Error).Msg("tracker refused us")
 	}
 	d.learn(m.Sums)
+	turned := false
 	d.mu.Lock()
 	tor := d.tor
 	if !d.vit.tracked {
@@ -357,6 +409,8 @@ func (d *download) handle(m tracker.Down) {
 			d.vit.lastSwarm = time.Now()
 		}
 		d.beat = *m.Beat
+		turned = d.dealt != (m.Beat.Free == 0)
+		d.dealt = m.Beat.Free == 0
 		d.out.SetPace(tracker.PaceUp(m.Beat.Pullers))
 	}
 	for _, l := range m.Grants {
@@ -365,6 +419,9 @@ func (d *download) handle(m tracker.Down) {
 		d.leaseRun.Go(func() { d.fulfil(ctx, cancel, l) })
 	}
 	d.mu.Unlock()
+	if turned {
+		d.n.requeue()
+	}
 	if tor == nil {
 		return
 	}

@@ -109,6 +109,10 @@ type Request struct {
 	Size int64
 	// Origin serves what no node has; nil means peers only.
 	Origin Origin
+	// After are blobs that the client needs before this one. As long as the node
+	// fetches one of them whose last piece nobody has a lease on yet, it leaves the
+	// sources to it.
+	After []digest.Digest
 	// Registry and Repository are named in logs only.
 	Registry, Repository string
 }

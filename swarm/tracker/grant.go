@@ -76,6 +76,9 @@ func (l *Large) end(ls *lease) {
 		return
 	}
 	delete(ls.to.leases, ls.ID)
+	if ls.to.later {
+		l.laterOut--
+	}
 	if ls.Source == "" {
 		l.originOut--
 	} else if n, ok := l.holders[ls.Source]; ok {
@@ -92,10 +95,26 @@ func (l *Large) end(ls *lease) {
 	}
 }
 
-// grant hands out leases while there is something free, a puller with room
+// grant hands out leases, and tells the pullers when the last piece is leased for
+// the first time: their next layers' turn has come.
+func (l *Large) grant(now time.Time) []Out {
+	out := l.handOut(now)
+	if l.frees > 0 || l.dealt || l.lacking == 0 {
+		return out
+	}
+	l.dealt = true
+	for _, p := range l.sorted {
+		if !p.complete {
+			out = append(out, Out{p.id, Down{Beat: l.beat()}})
+		}
+	}
+	return out
+}
+
+// handOut hands out leases while there is something free, a puller with room
 // and a source with room. Most messages of a large swarm change none of these,
 // so it looks at the pullers only if there may be something to grant.
-func (l *Large) grant(now time.Time) []Out {
+func (l *Large) handOut(now time.Time) []Out {
 	if l.frees == 0 {
 		l.starved = false
 		return nil
@@ -117,7 +136,7 @@ func (l *Large) grant(now time.Time) []Out {
 		}
 		p := q[0]
 		source, ok := l.source(p, now)
-		if !ok {
+		if !ok || p.later && l.laterOut >= l.p.LaterStreams {
 			heap.Pop(&q)
 			continue
 		}
@@ -205,6 +224,9 @@ func (l *Large) lease(p *puller, source string, first, per int, now time.Time) *
 		l.holders[source]++
 	}
 	p.leases[ls.ID] = ls
+	if p.later {
+		l.laterOut++
+	}
 	p.granted = ls.ID
 	l.starved = false
 	return ls
@@ -220,7 +242,8 @@ func (l *Large) nextFree() int {
 }
 
 // candidates are the incomplete pullers with room for a lease: the one with the
-// fewest leases first, the one served longest ago among equals.
+// fewest leases first, the one served longest ago among equals, and those last
+// that have another layer to fetch before.
 func (l *Large) candidates(per int) candidates {
 	q := make(candidates, 0, l.lacking)
 	for _, p := range l.sorted {
@@ -238,6 +261,9 @@ func (q candidates) Len() int      { return len(q) }
 func (q candidates) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
 func (q candidates) Less(i, j int) bool {
 	a, b := q[i], q[j]
+	if a.later != b.later {
+		return b.later
+	}
 	return cmp.Or(cmp.Compare(a.busy(), b.busy()), cmp.Compare(a.granted, b.granted), cmp.Compare(a.order, b.order)) < 0
 }
 

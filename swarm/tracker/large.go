@@ -17,6 +17,8 @@ import (
 //   - a puller has a lease only while it is incomplete and in the session;
 //   - leases on the origin never exceed OriginStreams, on a holder never
 //     HolderStreams, and no puller is its own source;
+//   - of pullers that have another layer to fetch before, no more than
+//     LaterStreams get a lease (those that had one before may keep it);
 //   - while something is missing and a source is usable by some puller, a
 //     lease is out.
 type Large struct {
@@ -42,8 +44,10 @@ type Large struct {
 	// wholeOut is the lease of the one streaming fetcher of a registry that
 	// ignores ranges.
 	wholeOut *lease
-	// originOut counts leases on the origin.
-	originOut int
+	// originOut counts leases on the origin, laterOut those of later pullers.
+	originOut, laterOut int
+	// dealt: the pullers have heard that nothing is left to lease.
+	dealt bool
 	// barred is until when a source may be barred for some puller.
 	barred   time.Time
 	progress int64
@@ -65,6 +69,7 @@ type puller struct {
 	order    uint64
 	have     chunker.Bitfield
 	origin   bool
+	later    bool // has another layer to fetch before
 	complete bool
 	// graceEnd is when a complete puller's pieces stop to count as owned;
 	// zero when they do not count (any more).
@@ -121,7 +126,7 @@ func (l *Large) Join(h *Hello, now time.Time) []Out {
 		have = chunker.NewBitfield(len(l.pieces))
 	}
 	p := &puller{
-		id: h.Node, order: l.nextID, have: have, origin: h.Origin,
+		id: h.Node, order: l.nextID, have: have, origin: h.Origin, later: h.Later,
 		leases: map[uint64]*lease{}, bars: map[string]bar{}, met: map[*puller]struct{}{},
 	}
 	l.pullers[p.id] = p
@@ -203,6 +208,9 @@ func (l *Large) Handle(node string, u Up, now time.Time) []Out {
 	for _, f := range u.Failed {
 		l.fail(p, f, now)
 	}
+	if u.Later != nil {
+		l.later(p, *u.Later)
+	}
 	if u.MorePeers {
 		// Whom it has met before it may not have reached, or lost again.
 		peers := append(l.introduce(p, (l.p.MaxPeers+1)/2), p.acquaintances()...)
@@ -265,7 +273,18 @@ func (l *Large) Tick(now time.Time) []Out {
 }
 
 func (l *Large) beat() *Beat {
-	return &Beat{Progress: l.progress, Pullers: l.lacking, Holders: len(l.holders)}
+	return &Beat{Progress: l.progress, Pullers: l.lacking, Holders: len(l.holders), Free: l.frees}
+}
+
+// later notes whether p has another layer to fetch before this one.
+func (l *Large) later(p *puller, later bool) {
+	switch {
+	case later && !p.later:
+		l.laterOut += len(p.leases)
+	case !later && p.later:
+		l.laterOut -= len(p.leases)
+	}
+	p.later = later
 }
 
 // finish tells the complete pullers, once, that no one needs them any more.

@@ -68,6 +68,57 @@ func TestHoldersComeBeforeTheOrigin(t *testing.T) {
 	}
 }
 
+// TestLaterPullersGetOneLease: of all that have a layer before this one to fetch only
+// one gets a lease, and those that have not are served. All hear it when there is
+// nothing left to lease.
+func TestLaterPullersGetOneLease(t *testing.T) {
+	const size = 64 << 20
+	l := newLarge(t, size, Params{})
+	count := map[string]int{}
+	handle := func(out []Out) {
+		for to, ls := range grants(out) {
+			if len(ls) > 0 {
+				count[to] += len(ls)
+			}
+		}
+	}
+	for _, n := range []string{"a", "b", "c", "d", "e", "f"} {
+		h := hello(n, size, true)
+		h.Later = true
+		handle(l.Join(h, epoch))
+	}
+	if len(count) != 1 || l.laterOut != 1 {
+		t.Fatalf("leases by node %v, want a single one", count)
+	}
+	turn := false
+	handle(l.Handle("f", Up{Later: &turn}, epoch))
+	if count["f"] != 1 || l.laterOut != 1 {
+		t.Fatalf("leases by node %v and %d of later ones after f's turn has come", count, l.laterOut)
+	}
+	told := map[string]int{}
+	for range 10 * l.Pieces() {
+		for _, p := range l.sorted {
+			for _, id := range sortedIDs(p.leases) {
+				ls := p.leases[id]
+				var have Sums
+				for i := ls.First; i < ls.First+ls.Count; i++ {
+					have = append(have, PieceSum{Index: i, Sum: chunker.SumOf([]byte{byte(i)})})
+				}
+				for _, o := range l.Handle(p.id, Up{Have: have}, epoch) {
+					if o.Down.Beat != nil && o.Down.Beat.Free == 0 {
+						told[o.To]++
+					}
+				}
+			}
+		}
+	}
+	for _, p := range l.sorted {
+		if told[p.id] != 1 {
+			t.Errorf("%s heard %d times that all is leased, want once", p.id, told[p.id])
+		}
+	}
+}
+
 func TestLeaseWithoutProgressMovesOn(t *testing.T) {
 	l := newLarge(t, 8<<20, Params{LeaseMin: 8 << 20})
 	first := grants(l.Join(hello("a", 8<<20, true), epoch))["a"]
@@ -357,8 +408,11 @@ func (l *Large) check(now time.Time) error {
 			return fmt.Errorf("piece %d is leased and owned", i)
 		}
 	}
-	origin, holders := 0, map[string]int{}
+	origin, later, holders := 0, 0, map[string]int{}
 	for _, p := range l.pullers {
+		if p.later {
+			later += len(p.leases)
+		}
 		if p.complete && len(p.leases) > 0 {
 			return fmt.Errorf("%s is complete and has leases", p.id)
 		}
@@ -379,6 +433,9 @@ func (l *Large) check(now time.Time) error {
 	if origin != l.originOut || origin > l.p.OriginStreams {
 		return fmt.Errorf("%d leases on the origin, %d recorded, at most %d", origin, l.originOut, l.p.OriginStreams)
 	}
+	if later != l.laterOut {
+		return fmt.Errorf("%d leases of later pullers, %d recorded", later, l.laterOut)
+	}
 	for h, n := range holders {
 		if rec, ok := l.holders[h]; ok && (n != rec || n > l.p.HolderStreams) {
 			return fmt.Errorf("%d leases on %s, recorded %d, at most %d", n, h, rec, l.p.HolderStreams)
@@ -388,7 +445,7 @@ func (l *Large) check(now time.Time) error {
 	if l.lacking > 0 && l.nextFree() >= 0 {
 		per := streamsPerPuller(l.lacking)
 		for _, p := range l.pullers {
-			if p.complete || !p.room(per) {
+			if p.complete || !p.room(per) || p.later && l.laterOut >= l.p.LaterStreams {
 				continue
 			}
 			if s, ok := l.source(p, now); ok {
@@ -433,6 +490,11 @@ func TestLargeInvariants(t *testing.T) {
 			"join": func(t *rapid.T) {
 				n := node.Draw(t, "node")
 				l.Join(hello(n, size, rapid.Bool().Draw(t, "origin")), now)
+				done(nil)
+			},
+			"later": func(t *rapid.T) {
+				n, later := node.Draw(t, "node"), rapid.Bool().Draw(t, "later")
+				l.Handle(n, Up{Later: &later}, now)
 				done(nil)
 			},
 			"leave": func(t *rapid.T) { l.Leave(node.Draw(t, "node"), now); done(nil) },

@@ -47,6 +47,9 @@ type Hello struct {
 	Have []byte `json:"have,omitempty"`
 	// Origin says that this node can fetch from the registry.
 	Origin bool `json:"origin,omitempty"`
+	// Later says that this node has a layer before this one to fetch: it leaves
+	// the sources to that one, but for [Params.LaterStreams].
+	Later bool `json:"later,omitempty"`
 }
 
 // Progress tells how many bytes a lease has brought in so far.
@@ -97,6 +100,8 @@ type Up struct {
 	Lost []int `json:"lost,omitempty"`
 	// MorePeers asks for other pullers to connect to.
 	MorePeers bool `json:"morePeers,omitempty"`
+	// Later, if not nil, replaces what the hello said.
+	Later *bool `json:"later,omitempty"`
 	// Whole says that the blob is complete and verified; WholeSize is its
 	// size.
 	Whole     bool  `json:"whole,omitempty"`
@@ -125,6 +130,9 @@ type Beat struct {
 	Pullers int `json:"pullers"`
 	// Holders is the number of nodes that can serve the whole blob.
 	Holders int `json:"holders"`
+	// Free is the number of pieces that are neither in the swarm nor leased:
+	// with none left the sources have nothing more to do for this blob.
+	Free int `json:"free"`
 }
 
 // Down is a message of the tracker to a puller. All fields are optional.
@@ -211,6 +219,9 @@ func (u *Up) Merge(m Up) {
 	u.Disputes = append(u.Disputes, m.Disputes...)
 	u.Lost = append(u.Lost, m.Lost...)
 	u.MorePeers = u.MorePeers || m.MorePeers
+	if m.Later != nil {
+		u.Later = m.Later
+	}
 	if m.Whole {
 		u.Whole, u.WholeSize = true, m.WholeSize
 	}
@@ -229,14 +240,14 @@ func (u *Up) mergeProgress(p Progress) {
 // Empty says that u carries nothing.
 func (u *Up) Empty() bool {
 	return u.Hello == nil && len(u.Have)+len(u.Got)+len(u.Progress)+len(u.Failed)+len(u.Disputes)+len(u.Lost) == 0 &&
-		!u.MorePeers && !u.Whole
+		!u.MorePeers && u.Later == nil && !u.Whole
 }
 
 // Urgent says that the tracker should hear of u at once: everything but what
 // came through the swarm, which it need not know to decide.
 func (u *Up) Urgent() bool {
 	return u.Hello != nil || len(u.Have)+len(u.Progress)+len(u.Failed)+len(u.Disputes)+len(u.Lost) > 0 ||
-		u.MorePeers || u.Whole
+		u.MorePeers || u.Later != nil || u.Whole
 }
 
 // Split cuts u into messages that respect MaxLine. What ends a state (Whole,

@@ -214,7 +214,7 @@ func FuzzUp(f *testing.F) {
 func FuzzDown(f *testing.F) {
 	b, err := json.Marshal(Down{
 		Sums: []PieceSum{{Index: 1, Sum: chunker.SumOf(nil), By: "a"}}, Grants: []Lease{{1, 2, 3, "", false}},
-		Peers: []string{"x"}, Forget: []int{1}, Beat: &Beat{1, 2, 3},
+		Peers: []string{"x"}, Forget: []int{1}, Beat: &Beat{1, 2, 3, 4},
 	})
 	if err != nil {
 		f.Fatal(err)

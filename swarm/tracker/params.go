@@ -32,6 +32,10 @@ type Params struct {
 	OriginStreams int
 	// HolderStreams caps the leases on one holder at one time. Default 16.
 	HolderStreams int
+	// LaterStreams caps the leases at one time of those pullers that have a layer
+	// before this one to fetch. Default 1: enough for the blob to move, so that
+	// nobody who waits for it gives up, and too little to hold up the other.
+	LaterStreams int
 	// SmallStreams caps the transfers of one small blob from one holder at
 	// one time. Default 8; each that finishes becomes a holder too.
 	SmallStreams int
@@ -70,6 +74,7 @@ func (p Params) withDefaults() Params {
 	def(&p.Grace, 2*time.Second)
 	defInt(&p.OriginStreams, 32)
 	defInt(&p.HolderStreams, 16)
+	defInt(&p.LaterStreams, 1)
 	defInt(&p.SmallStreams, 8)
 	defInt(&p.MaxPeers, 14)
 	if p.LeaseMin <= 0 {
