@@ -231,6 +231,55 @@ func TestClusterWithCertificates(t *testing.T) {
 	}
 }
 
+// TestOutageOutlivesRestarts: while the registry is away, all nodes restart, one after
+// the other. What everybody may pull can still be pulled on each, by tag and by digest.
+func TestOutageOutlivesRestarts(t *testing.T) {
+	o := newOrigin(t, 3<<20)
+	configs := make([]Config, 4)
+	nodes := make([]*running, len(configs))
+	company := func(i int) func() bool {
+		return func() bool { return len(nodes[i].members.Live()) == len(nodes) }
+	}
+	for i := range configs {
+		configs[i] = config(t, "node"+string(rune('a'+i)), o)
+		configs[i].TagTTL = time.Millisecond // nothing counts as fresh
+		if i > 0 {
+			configs[i].Join = []string{nodes[0].Addresses().Gossip}
+		}
+		nodes[i] = start(t, configs[i])
+	}
+	for i := range nodes {
+		eventually(t, "all nodes see each other", company(i))
+	}
+	byDigest := "@" + digest.FromBytes(o.content["/v2/app/manifests/latest"]).String()
+	for _, ref := range []string{":latest", byDigest} {
+		if err := nodes[0].pull(t, o, ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nodes[3].pull(t, o, ":latest"); err != nil { // so that another one holds the content
+		t.Fatal(err)
+	}
+	o.srv.Close()
+	for i := range nodes {
+		nodes[i].end(t)()
+		configs[i].Join = []string{nodes[(i+1)%len(nodes)].Addresses().Gossip}
+		nodes[i] = start(t, configs[i])
+		eventually(t, "the node is back", company(i))
+	}
+	for i, n := range nodes {
+		eventually(t, "the node finds the content", func() bool {
+			_, holders, err := n.swarm.Locate(t.Context(), o.layer)
+			return err == nil && holders > 0
+		})
+		for _, ref := range []string{":latest", byDigest} {
+			if err := n.pull(t, o, ref); err != nil {
+				t.Errorf("node %d: %s: %v", i, ref, err)
+			}
+		}
+	}
+}
+
 func TestStopFinishesResponses(t *testing.T) {
 	o := newOrigin(t, 8<<20)
 	reached, goOn := make(chan struct{}), make(chan struct{})
