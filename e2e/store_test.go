@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +68,22 @@ func TestImported(t *testing.T) {
 	eventually(t, "the image to be shared", func() bool {
 		return metric(t, importer, "shoal_swarm_held_blobs") >= float64(len(img.Layers)+2)
 	})
+	unlabelled := func(n *lab.Node) string {
+		for _, f := range examine(t, n) {
+			if f.ID == "content-unlabelled" {
+				return f.Severity + ": " + strings.Join(f.Evidence, "\n")
+			}
+		}
+		return ""
+	}
+	// The archive has an index of its own.
+	blobs := len(img.Layers) + 3
+	if got, want := unlabelled(importer), fmt.Sprintf("note: %d of %d blobs have no label", blobs, blobs); !strings.HasPrefix(got, want) {
+		t.Errorf("the doctor says %q of the imported image, want %q", got, want)
+	}
+	if got := unlabelled(from); got != "" {
+		t.Errorf("the doctor says %q of the pulled image", got)
+	}
 	time.Sleep(time.Second) // announcements are collected
 	m := startMeter(t, l)
 	pull(t, img.ByDigest(), last)
