@@ -76,10 +76,11 @@ func TestImported(t *testing.T) {
 		}
 		return ""
 	}
-	// The archive has an index of its own.
-	blobs := len(img.Layers) + 3
-	if got, want := unlabelled(importer), fmt.Sprintf("note: %d of %d blobs have no label", blobs, blobs); !strings.HasPrefix(got, want) {
-		t.Errorf("the doctor says %q of the imported image, want %q", got, want)
+	// The archive may have an index of its own.
+	var count, total int
+	got := unlabelled(importer)
+	if _, err := fmt.Sscanf(got, "note: %d of %d blobs have no label", &count, &total); err != nil || count != total || count < len(img.Layers)+2 {
+		t.Errorf("the doctor says %q of the imported image, want all of %d blobs at least: %v", got, len(img.Layers)+2, err)
 	}
 	if got := unlabelled(from); got != "" {
 		t.Errorf("the doctor says %q of the pulled image", got)
