@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -35,6 +36,8 @@ type origin struct {
 	sent    atomic.Int64 // bytes of the layer
 	// halfway, if set, is called when half of the layer was sent.
 	halfway func()
+	// silent: it takes requests and says nothing.
+	silent atomic.Bool
 }
 
 func newOrigin(t *testing.T, layerSize int) *origin {
@@ -62,6 +65,10 @@ func newOrigin(t *testing.T, layerSize int) *origin {
 }
 
 func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if o.silent.Load() {
+		<-r.Context().Done()
+		return
+	}
 	p, ok := o.content[r.URL.Path]
 	if !ok {
 		http.NotFound(w, r)
@@ -260,23 +267,30 @@ func TestOutageOutlivesRestarts(t *testing.T) {
 	if err := nodes[3].pull(t, o, ":latest"); err != nil { // so that another one holds the content
 		t.Fatal(err)
 	}
-	o.srv.Close()
+	o.silent.Store(true)
 	for i := range nodes {
 		nodes[i].end(t)()
 		configs[i].Join = []string{nodes[(i+1)%len(nodes)].Addresses().Gossip}
 		nodes[i] = start(t, configs[i])
 		eventually(t, "the node is back", company(i))
 	}
-	for i, n := range nodes {
+	for _, n := range nodes {
 		eventually(t, "the node finds the content", func() bool {
 			_, holders, err := n.swarm.Locate(t.Context(), o.layer)
 			return err == nil && holders > 0
 		})
-		for _, ref := range []string{":latest", byDigest} {
-			if err := n.pull(t, o, ref); err != nil {
-				t.Errorf("node %d: %s: %v", i, ref, err)
-			}
+	}
+	// All at once: none is refused for waiting for another.
+	for _, ref := range []string{byDigest, ":latest"} {
+		var all sync.WaitGroup
+		for i, n := range nodes {
+			all.Go(func() {
+				if err := n.pull(t, o, ref); err != nil {
+					t.Errorf("node %d: %s: %v", i, ref, err)
+				}
+			})
 		}
+		all.Wait()
 	}
 }
 
