@@ -75,6 +75,25 @@ func TestDoctor(t *testing.T) {
 	expect("Shoal is away", "mirror-silent")
 }
 
+// TestDoctorTellsLimits: a registry says, as Docker Hub does, how many pulls are left.
+func TestDoctorTellsLimits(t *testing.T) {
+	l := newLab(t, lab.Config{Nodes: 1, RegistryHeaders: map[string]string{
+		"RateLimit-Limit": "100;w=21600", "RateLimit-Remaining": "7;w=21600",
+	}})
+	n := l.Node(0)
+	if got := diagnose(t, n); len(got) > 0 {
+		t.Errorf("before there is an image to ask for: %q", got)
+	}
+	pull(t, push(t, l, "limit", 1e6, 1).Ref, n)
+	found := examine(t, n)
+	if got := worse(found); !slices.Equal(got, []string{"upstream-limit"}) {
+		t.Fatalf("%q", got)
+	}
+	if want := lab.RegistryHost + ": 7 of 100 pulls are left in a window of 6h0m0s"; !slices.Equal(found[0].Evidence, []string{want}) {
+		t.Errorf("%q, want %q", found[0].Evidence, want)
+	}
+}
+
 // testPeerFaults makes the first node's doctor look at another node that is narrow,
 // away, and down.
 func testPeerFaults(t *testing.T, l *lab.Lab) {

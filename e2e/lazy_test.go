@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -141,6 +142,60 @@ func TestStargz(t *testing.T) {
 		if whole := metric(t, n, "shoal_mirror_whole_for_part_total"); whole != 0 {
 			t.Errorf("%s fetched %v layers whole", n.Name, whole)
 		}
+	}
+}
+
+// TestStargzPrivate: stargz's own keychain is docker's config.json, and goes by the host
+// that is asked, which is the mirror. With an entry for its address, a private image is
+// mounted and read through it, with tokens and with Basic.
+func TestStargzPrivate(t *testing.T) {
+	program, err := lab.BuildStargz(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, scheme := range []string{"Bearer", "Basic"} {
+		t.Run(scheme, func(t *testing.T) {
+			const size = 2 * mib
+			config := lab.Config{
+				Nodes: 2, Rate: 100 * lab.Mbit, RegistryRate: 100 * lab.Mbit, ContainerdConfig: []string{documented(t, 0)},
+				ShoalArgs: []string{"--insecure-registry", "registry.lab:" + tokenPort},
+			}
+			service := newTokenService(t)
+			if scheme == "Bearer" {
+				config.RegistryAuth = service.registryConfig()
+			} else {
+				config.RegistryAuth = basicConfig(t)
+			}
+			l := newLab(t, config)
+			if scheme == "Bearer" {
+				service.serve(t, l.Registry)
+				l.Registry.Authorization = "Bearer " + service.token(t, "lazy/stargz", "pull", "push")
+			} else {
+				l.Registry.Authorization = "Basic " + basic(podUser, podPassword)
+			}
+			ref, layer := pushStargz(t, l, program, 12, size)
+			lazy := lazyReader{t, l, size}
+			const ahead = "noprefetch = true\nno_background_fetch = true\nno_prometheus = true\n"
+			start := lazy.served()
+			for _, n := range l.Nodes() {
+				// The snapshotter's environment is this program's.
+				t.Setenv("DOCKER_CONFIG", dockerConfig(t, strings.TrimPrefix(n.Mirror(), "http://")))
+				startSnapshotter(t, n, program, ahead+documented(t, 1))
+				if _, err := n.PullAs(t.Context(), ref, podUser, podPassword); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := lazy.served() - start; got > layer/10 {
+				t.Errorf("%d bytes left the registry for two mounts of a layer of %d", got, layer)
+			}
+			if origin, from := lazy.read(l.Node(0), 3); origin < size || origin > size+2*mib || from("origin") == 0 {
+				t.Errorf("the first read of a file of %d bytes cost the registry %d", size, origin)
+			}
+			if origin, from := lazy.read(l.Node(1), 3); origin > mib || from("peers") < size-mib {
+				t.Errorf("the second node's read of it cost the registry %d", origin)
+			}
+			tellsNoSecret(t, l, append(service.all(), podPassword, basic(podUser, podPassword)))
+		})
 	}
 }
 
@@ -274,7 +329,13 @@ func pushTo(t *testing.T, l *lab.Lab, ref string, push func(name.Reference, ...r
 	}
 	client := l.Registry.Client()
 	defer client.CloseIdleConnections()
-	if err := push(to, remote.WithTransport(client.Transport), remote.WithContext(t.Context())); err != nil {
+	auth := authn.Anonymous
+	if scheme, secret, ok := strings.Cut(l.Registry.Authorization, " "); ok && scheme == "Bearer" {
+		auth = &authn.Bearer{Token: secret}
+	} else if ok {
+		auth = authn.FromConfig(authn.AuthConfig{Auth: secret})
+	}
+	if err := push(to, remote.WithTransport(client.Transport), remote.WithAuth(auth), remote.WithContext(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -43,6 +43,10 @@ const (
 // the swarm, one copy leaves the registry, and on the nodes that hold it nobody
 // gets anything without the secret.
 func TestPrivate(t *testing.T) {
+	nerdctl, err := lab.BuildNerdctl(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, scheme := range []string{"Bearer", "Basic"} {
 		t.Run(scheme, func(t *testing.T) {
 			const rate = 100 * lab.Mbit
@@ -112,9 +116,71 @@ func TestPrivate(t *testing.T) {
 			if copies := m.copies(t, img); copies > 0.05 {
 				t.Errorf("%.3f copies left the registry although three nodes have the image", copies)
 			}
+			testKeychain(t, l, nerdctl, img)
 			tellsNoSecret(t, l, append(service.all(), podPassword, basic(podUser, podPassword)))
 		})
 	}
+}
+
+// testKeychain pulls with nerdctl, whose own keychain goes by the host that is asked:
+// with credentials for the registry alone, what the mirror refuses comes from there;
+// with credentials for the mirror's address too, it comes through the mirror.
+func testKeychain(t *testing.T, l *lab.Lab, nerdctl string, img lab.Image) {
+	t.Helper()
+	n := l.Node(1)
+	mirror := strings.TrimPrefix(n.Mirror(), "http://")
+	for _, c := range []struct {
+		name         string
+		hosts        []string
+		lands, comes bool // and so through the mirror
+	}{
+		{"none", nil, false, false},
+		{"the registry", []string{lab.RegistryHost}, true, false},
+		{"the mirror", []string{mirror}, true, true},
+		{"both", []string{lab.RegistryHost, mirror}, true, true},
+	} {
+		if err := n.Remove(t.Context(), img.Ref); err != nil {
+			t.Fatal(err)
+		}
+		before := metric(t, n, "shoal_mirror_bytes_total")
+		m := startMeter(t, l)
+		_, err := n.Output(t.Context(), "env", "DOCKER_CONFIG="+dockerConfig(t, c.hosts...), nerdctl,
+			"--address", n.ContainerdSocket(), "--namespace", "k8s.io", "--data-root", filepath.Join(n.Dir, "nerdctl"),
+			"--hosts-dir", n.HostsDir(), "pull", "--quiet", img.Ref)
+		copies, through := m.copies(t, img), int64(metric(t, n, "shoal_mirror_bytes_total")-before)
+		t.Logf("nerdctl with credentials for %s: %v; %d bytes through the mirror, %.3f copies left the registry", c.name, err, through, copies)
+		if (err == nil) != c.lands {
+			t.Errorf("nerdctl with credentials for %s: %v", c.name, err)
+		} else if c.lands {
+			// CRI hears of what others pull, and is to remove it.
+			eventually(t, "CRI to know of the image", func() bool {
+				has, err := n.Has(t.Context(), img.Ref)
+				return err == nil && has
+			})
+		}
+		if comes := through >= img.Size()-img.Manifest.Size; comes != c.comes || c.comes && copies > 0.05 {
+			t.Errorf("nerdctl with credentials for %s: %d bytes through the mirror, %.3f copies left the registry", c.name, through, copies)
+		}
+	}
+}
+
+// dockerConfig is a directory with a config.json that has the pod's credentials for
+// some hosts.
+func dockerConfig(t *testing.T, hosts ...string) string {
+	t.Helper()
+	auths := map[string]any{}
+	for _, h := range hosts {
+		auths[h] = map[string]string{"auth": basic(podUser, podPassword)}
+	}
+	text, err := json.Marshal(map[string]any{"auths": auths})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // refusedByMirror asks the mirror as containerd does, without the right.

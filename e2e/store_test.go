@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +68,23 @@ func TestImported(t *testing.T) {
 	eventually(t, "the image to be shared", func() bool {
 		return metric(t, importer, "shoal_swarm_held_blobs") >= float64(len(img.Layers)+2)
 	})
+	unlabelled := func(n *lab.Node) string {
+		for _, f := range examine(t, n) {
+			if f.ID == "content-unlabelled" {
+				return f.Severity + ": " + strings.Join(f.Evidence, "\n")
+			}
+		}
+		return ""
+	}
+	// The archive may have an index of its own.
+	var count, total int
+	got := unlabelled(importer)
+	if _, err := fmt.Sscanf(got, "note: %d of %d blobs have no label", &count, &total); err != nil || count != total || count < len(img.Layers)+2 {
+		t.Errorf("the doctor says %q of the imported image, want all of %d blobs at least: %v", got, len(img.Layers)+2, err)
+	}
+	if got := unlabelled(from); got != "" {
+		t.Errorf("the doctor says %q of the pulled image", got)
+	}
 	time.Sleep(time.Second) // announcements are collected
 	m := startMeter(t, l)
 	pull(t, img.ByDigest(), last)

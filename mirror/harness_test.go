@@ -554,6 +554,10 @@ func (s *scripted) Resolve(ctx context.Context, _ string, up func(context.Contex
 	return s.resolve(ctx, up)
 }
 
+func (s *scripted) Recall(context.Context, string) (swarm.Descriptor, time.Time, error) {
+	return swarm.Descriptor{}, time.Time{}, swarm.ErrNotFound
+}
+
 func (s *scripted) Pullers(context.Context, digest.Digest) (int, error) { return 0, nil }
 
 func (s *scripted) Locate(_ context.Context, d digest.Digest) (int64, int, error) {

@@ -79,7 +79,7 @@ func (m *Mirror) target(ctx context.Context, p *pull) (swarm.Descriptor, permit,
 	pm, err := m.authorise(ctx, q)
 	desc := swarm.Descriptor{MediaType: pm.known.mediaType, Digest: p.ref.digest, Size: pm.known.size}
 	if err == nil && !pm.offline && p.who.id == "" {
-		_ = m.share(ctx, q, desc, nil) // of use in an outage only
+		m.share(ctx, q, desc)
 	}
 	return desc, pm, err
 }
@@ -135,7 +135,7 @@ func (m *Mirror) resolve(ctx context.Context, p *pull, q question) (swarm.Descri
 	}
 	pm.offline = pm.offline || p.stale()
 	// Another node's answer counts: it comes from the same upstream.
-	m.inherit(q, desc)
+	m.inherit(q, desc, last)
 	pm.known, _ = m.catalog.get(q.repo, desc.Digest)
 	return desc, pm, nil
 }

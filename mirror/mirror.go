@@ -30,6 +30,8 @@ type Swarm interface {
 	Small(ctx context.Context, d digest.Digest, limit int64, origin func(context.Context) ([]byte, error)) ([]byte, swarm.Source, error)
 	// Resolve finds what a tag points to.
 	Resolve(ctx context.Context, ref string, upstream func(context.Context) (swarm.Descriptor, error)) (d swarm.Descriptor, last time.Time, err error)
+	// Recall finds what a tag pointed to when a registry last said so.
+	Recall(ctx context.Context, ref string) (d swarm.Descriptor, last time.Time, err error)
 	// Locate tells the size of a blob and how many nodes hold it.
 	Locate(ctx context.Context, d digest.Digest) (size int64, holders int, err error)
 	// Pullers tells how many nodes pull a blob now.

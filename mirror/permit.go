@@ -140,7 +140,7 @@ func (m *Mirror) authorise(ctx context.Context, q question) (permit, error) {
 	switch {
 	case belongs && last != unknown:
 		return permit{offline: true, known: e}, nil
-	case q.kind == kindManifest && q.who.id == "" && m.share(ctx, q, swarm.Descriptor{}, err):
+	case q.kind == kindManifest && q.who.id == "" && m.shared(ctx, q):
 		e, _ = m.catalog.get(q.repo, q.ref.digest)
 		return permit{offline: true, known: e}, nil
 	}
@@ -160,30 +160,41 @@ func (m *Mirror) withoutAnswer(last standing, denial, err error) error {
 	return nil
 }
 
-// share deals with the cluster's memory of the manifests that callers without
-// credentials were given. If upstream gave d to this one, the cluster is told.
-// If upstream did not answer (err), the cluster is asked whether it gave this
-// digest to another node's, so that what anybody may have can be had in an
-// outage on a node that has never asked for it.
-func (m *Mirror) share(ctx context.Context, q question, d swarm.Descriptor, err error) bool {
+// memory is the cluster's name for the fact that upstream gave a digest to callers
+// without credentials.
+func (q question) memory() string { return q.who.space + q.repo.String() + "@" + q.ref.digest.String() }
+
+// share tells the cluster that upstream gave d to a caller without credentials. That
+// is of use in an outage only, so that nothing depends on it.
+func (m *Mirror) share(ctx context.Context, q question, d swarm.Descriptor) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	known, _, failed := m.cfg.Swarm.Resolve(ctx, q.who.space+q.repo.String()+"@"+q.ref.digest.String(),
-		func(context.Context) (swarm.Descriptor, error) { return d, err })
-	if failed != nil || known.Digest != q.ref.digest {
+	_, _, _ = m.cfg.Swarm.Resolve(ctx, q.memory(), func(context.Context) (swarm.Descriptor, error) { return d, nil })
+}
+
+// shared asks the cluster, when upstream does not answer, whether it gave this digest
+// to another node's caller without credentials: what anybody may have can be had in an
+// outage on a node that has never asked for it.
+func (m *Mirror) shared(ctx context.Context, q question) bool {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	d, last, err := m.cfg.Swarm.Recall(ctx, q.memory())
+	if err != nil || d.Digest != q.ref.digest || time.Since(last) > m.cfg.OutageGrace {
 		return false
 	}
-	if err != nil {
-		m.inherit(q, known)
-	}
+	m.inherit(q, d, last)
 	return true
 }
 
-// inherit takes in a yes that upstream gave to another node of the cluster, at
-// a time that is not known exactly: it counts as old.
-func (m *Mirror) inherit(q question, d swarm.Descriptor) {
+// inherit takes in a yes that upstream gave to another node of the cluster, at a time
+// that is not known exactly, if it is zero: it counts as old. A yes does not become
+// younger on its way through the cluster, and ends everywhere at the same time.
+func (m *Mirror) inherit(q question, d swarm.Descriptor, at time.Time) {
+	if old := time.Now().Add(-m.cfg.GrantTTL); at.IsZero() || at.After(old) {
+		at = old
+	}
 	if last, _ := m.standing(q); last == unknown {
-		m.grants.set(q.grantKey(), nil, time.Now().Add(-m.cfg.GrantTTL))
+		m.grants.set(q.grantKey(), nil, at)
 	}
 	m.catalog.add(q.repo, d.Digest, entry{size: d.Size})
 }

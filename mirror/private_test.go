@@ -486,13 +486,20 @@ func TestPrivateInAnOutage(t *testing.T) {
 // TestPublicInAnOutage: what anybody may pull can be pulled without the
 // registry too, on a node that never asked, by tag and by digest.
 func TestPublicInAnOutage(t *testing.T) {
-	for _, outage := range []Outage{OutageAllowRecent, OutageDeny} {
+	for name, tt := range map[string]struct {
+		set  func(*Config)
+		want int
+	}{
+		"allow":    {func(c *Config) { c.Outage = OutageAllowRecent }, http.StatusOK},
+		"deny":     {func(c *Config) { c.Outage = OutageDeny }, http.StatusNotFound},
+		"long ago": {func(c *Config) { c.OutageGrace = time.Nanosecond }, http.StatusNotFound},
+	} {
 		for _, byDigest := range []bool{false, true} {
 			k := newKeeper(t, true)
 			img := k.reg.pushImage(t, "public/app", "v1", 1<<20, 1000)
 			k.lock()
 			c := new(cluster)
-			one, two := k.mirror(t, c.join(t), nil), k.mirror(t, c.join(t), func(c *Config) { c.Outage = outage })
+			one, two := k.mirror(t, c.join(t), nil), k.mirror(t, c.join(t), tt.set)
 			new(puller).pull(t, one, k, img)
 			eventually(t, "the cluster knows the blobs", func() bool {
 				for _, d := range []digest.Digest{img.desc.Digest, img.layers[0].Digest, img.config.Digest} {
@@ -508,12 +515,8 @@ func TestPublicInAnOutage(t *testing.T) {
 				ref = img.desc.Digest.String()
 			}
 			for _, target := range []string{img.manifestURL(k.reg, ref), img.blobURL(k.reg, img.config), img.blobURL(k.reg, img.layers[0]), img.blobURL(k.reg, img.layers[1])} {
-				want := http.StatusOK
-				if outage == OutageDeny {
-					want = http.StatusNotFound
-				}
-				if r := two.do(t, http.MethodGet, target); r.status != want {
-					t.Errorf("%s, by digest %t: %s: %d %.200s", outage, byDigest, target, r.status, r.body)
+				if r := two.do(t, http.MethodGet, target); r.status != tt.want {
+					t.Errorf("%s, by digest %t: %s: %d %.200s", name, byDigest, target, r.status, r.body)
 				}
 			}
 		}

@@ -125,6 +125,20 @@ func credentials(t testing.TB, ca *peertls.CA, node string) *peertls.Credentials
 }
 
 func (c *cluster) add(change ...func(*Config)) *testNode {
+	c.t.Helper()
+	n := c.start(fmt.Sprintf("node%d", len(c.nodes)), change...)
+	c.nodes = append(c.nodes, n)
+	return n
+}
+
+// restart ends a node and starts one of the same name, with nothing.
+func (c *cluster) restart(i int, change ...func(*Config)) {
+	c.t.Helper()
+	c.nodes[i].kill()
+	c.nodes[i] = c.start(c.nodes[i].id, change...)
+}
+
+func (c *cluster) start(id string, change ...func(*Config)) *testNode {
 	t := c.t
 	t.Helper()
 	listen := func() net.Listener {
@@ -135,7 +149,7 @@ func (c *cluster) add(change ...func(*Config)) *testNode {
 		return l
 	}
 	control, wire := listen(), listen()
-	n := &testNode{id: fmt.Sprintf("node%d", len(c.nodes)), done: make(chan struct{}), wire: wire}
+	n := &testNode{id: id, done: make(chan struct{}), wire: wire}
 	log := c.log.With().Str("node", n.id).Logger()
 	var err error
 	dial := func(ctx context.Context, addr string) (net.Conn, error) {
@@ -158,7 +172,7 @@ func (c *cluster) add(change ...func(*Config)) *testNode {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := members.Member{ID: n.id, Control: control.Addr().String(), Wire: wire.Addr().String()}
+	m := members.Member{ID: n.id, Control: control.Addr().String(), Wire: wire.Addr().String(), Born: time.Now().UnixNano()}
 	cfg := Config{
 		Cluster: "test", Store: n.store, Members: view{c.roster, m}, Engine: n.engine, Log: log,
 		TLS: client, Patience: 2 * time.Second, Linger: time.Second,
@@ -197,7 +211,6 @@ func (c *cluster) add(change ...func(*Config)) *testNode {
 		_ = n.store.Close()
 	})
 	t.Cleanup(n.kill)
-	c.nodes = append(c.nodes, n)
 	return n
 }
 

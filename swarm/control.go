@@ -27,6 +27,8 @@ const (
 	pathBlobs    = "/v1/blobs/"
 	pathLookup   = "/v1/tags/lookup"
 	pathPublish  = "/v1/tags/publish"
+	// pathReferences is for what one tracker tells another; see handover.
+	pathReferences = "/v1/tags/references"
 
 	// nodeHeader names the caller; its certificate must agree.
 	nodeHeader = "Shoal-Node"
@@ -34,9 +36,8 @@ const (
 	maxBody = 1 << 20
 	// maxBatch is how many digests one announcement carries.
 	maxBatch = 500
-	// maxRef bounds a tag reference: 255 bytes of name and 128 of tag by the
-	// OCI specification, and a host.
-	maxRef = 1024
+	// maxName bounds the name that a caller gives.
+	maxName = 1024
 )
 
 type holdersAnswer struct {
@@ -56,6 +57,8 @@ type announcement struct {
 type tagLookup struct {
 	Ref string        `json:"ref"`
 	TTL time.Duration `json:"ttl"`
+	// Last asks for what is known, however old: the caller will not ask upstream.
+	Last bool `json:"last,omitempty"`
 }
 
 type tagPublish struct {
@@ -75,6 +78,7 @@ func (n *Node) handler() http.Handler {
 	r.HandleFunc(PathProbe, ServeProbe).Methods(http.MethodGet, http.MethodPost)
 	r.HandleFunc(pathLookup, n.serveLookup).Methods(http.MethodPost)
 	r.HandleFunc(pathPublish, n.servePublish).Methods(http.MethodPost)
+	r.HandleFunc(pathReferences, n.serveReferences).Methods(http.MethodPost)
 	return r
 }
 
@@ -93,7 +97,7 @@ func (n *Node) identify(next http.Handler) http.Handler {
 				return
 			}
 		}
-		if id == "" || len(id) > maxRef {
+		if id == "" || len(id) > maxName {
 			http.Error(w, "unnamed node", http.StatusForbidden)
 			return
 		}
@@ -236,8 +240,16 @@ func (n *Node) serveLookup(w http.ResponseWriter, r *http.Request) {
 	if !n.readJSON(w, r, &q) {
 		return
 	}
-	if q.Ref == "" || len(q.Ref) > maxRef || q.TTL < 0 {
-		n.badBody(w, r, fmt.Errorf("tag lookup of %d bytes, ttl %v", len(q.Ref), q.TTL))
+	err := tracker.CheckRef(q.Ref)
+	if q.TTL < 0 {
+		err = errors.Join(err, fmt.Errorf("tag lookup with a ttl of %v", q.TTL))
+	}
+	if err != nil {
+		n.badBody(w, r, err)
+		return
+	}
+	if q.Last {
+		writeJSON(w, tracker.TagAnswer{Known: n.tracker.Last(q.Ref)})
 		return
 	}
 	writeJSON(w, n.tracker.Lookup(q.Ref, caller(r), q.TTL))
@@ -248,8 +260,12 @@ func (n *Node) servePublish(w http.ResponseWriter, r *http.Request) {
 	if !n.readJSON(w, r, &p) {
 		return
 	}
-	if p.Ref == "" || len(p.Ref) > maxRef || p.Res != nil && (!validDigest(p.Res.Digest) || p.Res.Size < 0 || p.Res.Age < 0) {
-		n.badBody(w, r, fmt.Errorf("tag %.80q", p.Ref))
+	err := tracker.CheckRef(p.Ref)
+	if err == nil && p.Res != nil {
+		err = p.Res.Check()
+	}
+	if err != nil {
+		n.badBody(w, r, err)
 		return
 	}
 	n.tracker.Publish(p.Ref, caller(r), p.Res)

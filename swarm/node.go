@@ -138,12 +138,13 @@ func New(c Config) (*Node, error) {
 	return n, nil
 }
 
-// Run drives the tracker and the announcements until ctx ends, then ends all
-// downloads and waits for them.
+// Run drives the tracker and the announcements until ctx ends, then hands over what
+// the tracker knows, ends all downloads and waits for them.
 func (n *Node) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.tracker.Run(ctx) })
 	g.Go(func() error { return n.inv.run(ctx) })
+	g.Go(func() error { return newHandover(n).run(ctx) })
 	err := g.Wait()
 	n.mu.Lock()
 	n.closing = true

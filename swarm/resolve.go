@@ -44,19 +44,22 @@ func newTagCache() *tagCache {
 	return &tagCache{c}
 }
 
+// tagKey is what the nodes responsible for a reference are ranked by.
+func tagKey(ref string) string { return "tag " + ref }
+
 // Resolve returns what a reference (registry/repository:tag) points to, not
 // older than TagTTL: known in the cluster, or asked from upstream by one node
 // while the others wait. When upstream fails, the last known answer is returned
 // instead, with the time that it is of in last, which is zero otherwise. An
 // upstream error wrapping ErrNotFound is final and returned, since the tag is gone.
 func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Context) (Descriptor, error)) (desc Descriptor, last time.Time, err error) {
-	if ref == "" || len(ref) > maxRef {
-		return Descriptor{}, time.Time{}, fmt.Errorf("resolve reference of %d bytes: %w", len(ref), ErrNotFound)
+	if err := tracker.CheckRef(ref); err != nil {
+		return Descriptor{}, time.Time{}, fmt.Errorf("resolve: %w: %w", ErrNotFound, err)
 	}
 	if k, ok := n.tags.c.Get(ref); ok && time.Since(k.at) < n.cfg.TagTTL {
 		return k.desc, time.Time{}, nil
 	}
-	ranked := n.rank("tag " + ref)
+	ranked := n.rank(tagKey(ref))
 	switch known, ok, err := n.agreed(ctx, ranked, ref, n.cfg.TagTTL, resolveWait); {
 	case err != nil:
 		return Descriptor{}, time.Time{}, err
@@ -73,25 +76,51 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 	if errors.Is(err, ErrNotFound) || !errors.Is(err, ErrUnavailable) {
 		return Descriptor{}, time.Time{}, err
 	}
-	if a, aerr := n.lookupTag(ctx, first(ranked, staleAsk), ref, 0); aerr == nil && a.Known != nil {
-		n.met.fallbacks.WithLabelValues(staleTag).Inc()
-		k := n.knowTag(ref, a.Known)
-		return k.desc, k.at, nil
-	}
-	if k, ok := n.tags.c.Get(ref); ok {
-		n.met.fallbacks.WithLabelValues(staleTag).Inc()
+	if k, ok := n.recall(ctx, ranked, ref); ok {
 		return k.desc, k.at, nil
 	}
 	return Descriptor{}, time.Time{}, err
+}
+
+// Recall returns what a reference last pointed to and when upstream said so, however
+// long ago: for a node to which upstream does not answer. It neither asks upstream nor
+// waits for a node that does. The error wraps ErrNotFound if nobody knows.
+func (n *Node) Recall(ctx context.Context, ref string) (desc Descriptor, last time.Time, err error) {
+	err = tracker.CheckRef(ref)
+	if err == nil {
+		if k, ok := n.recall(ctx, n.rank("tag "+ref), ref); ok {
+			return k.desc, k.at, nil
+		}
+		err = ctx.Err()
+	}
+	return Descriptor{}, time.Time{}, fmt.Errorf("recall %.200s: %w", ref, errors.Join(ErrNotFound, err))
+}
+
+// recall asks the cluster, and then this node's own memory.
+func (n *Node) recall(ctx context.Context, ranked []members.Member, ref string) (knownTag, bool) {
+	var k knownTag
+	r := n.lastWord(ctx, ranked, ref)
+	if r != nil {
+		k = n.knowTag(ref, r)
+	} else if own, ok := n.tags.c.Get(ref); ok {
+		k = own
+	} else {
+		return k, false
+	}
+	n.met.fallbacks.WithLabelValues(staleTag).Inc()
+	return k, true
 }
 
 // agreed returns what the cluster knows of a reference, no older than ttl, while
 // another node asks upstream also a moment later, up to wait. If not ok, this node is to ask, and
 // to publish what it hears.
 func (n *Node) agreed(ctx context.Context, ranked []members.Member, ref string, ttl, wait time.Duration) (known tracker.Resolution, ok bool, err error) {
+	if len(ranked) == 0 {
+		return known, false, nil
+	}
 	deadline := time.Now().Add(wait)
 	for {
-		a, err := n.lookupTag(ctx, first(ranked, 1), ref, ttl)
+		a, err := n.lookupTag(ctx, ranked[0], tagLookup{Ref: ref, TTL: ttl})
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return known, false, ctx.Err()
@@ -115,26 +144,34 @@ func (n *Node) knowTag(ref string, r *tracker.Resolution) knownTag {
 	return k
 }
 
-// lookupTag asks members in turn until one knows the tag; with one member, it
-// returns that one's answer whatever it is.
-func (n *Node) lookupTag(ctx context.Context, ask []members.Member, ref string, ttl time.Duration) (a tracker.TagAnswer, err error) {
-	err = ErrUnavailable
-	for _, m := range ask {
-		a = tracker.TagAnswer{}
-		if m.ID == n.self() {
-			a, err = n.tracker.Lookup(ref, m.ID, ttl), nil
-		} else if err = n.peers.call(ctx, m, http.MethodPost, pathLookup, tagLookup{Ref: ref, TTL: ttl}, &a); err != nil {
+// lookupTag asks one member.
+func (n *Node) lookupTag(ctx context.Context, m members.Member, q tagLookup) (a tracker.TagAnswer, err error) {
+	switch {
+	case m.ID != n.self():
+		if err = n.peers.call(ctx, m, http.MethodPost, pathLookup, q, &a); err != nil {
 			n.markDeaf(m.ID, err)
-			continue
 		}
-		if a.Known != nil && !validDigest(a.Known.Digest) {
-			return tracker.TagAnswer{}, fmt.Errorf("look up %s: node %s answers digest %.80q", ref, m.ID, a.Known.Digest)
-		}
-		if a.Known != nil || len(ask) == 1 {
-			return a, nil
+	case q.Last:
+		a.Known = n.tracker.Last(q.Ref)
+	default:
+		a = n.tracker.Lookup(q.Ref, m.ID, q.TTL)
+	}
+	if err == nil && a.Known != nil {
+		if err = a.Known.Check(); err != nil {
+			err = fmt.Errorf("look up %s: node %s answers: %w", q.Ref, m.ID, err)
 		}
 	}
 	return a, err
+}
+
+// lastWord asks members in turn until one knows what the reference last pointed to.
+func (n *Node) lastWord(ctx context.Context, ranked []members.Member, ref string) *tracker.Resolution {
+	for _, m := range first(ranked, staleAsk) {
+		if a, err := n.lookupTag(ctx, m, tagLookup{Ref: ref, Last: true}); err == nil && a.Known != nil {
+			return a.Known
+		}
+	}
+	return nil
 }
 
 // publishTag tells the tag's tracker and its standby.

@@ -72,7 +72,7 @@ func (s *span) length() int64 { return min(SpanLength, s.r.Size-s.i*SpanLength) 
 // get brings the span in.
 func (s *span) get(ctx context.Context) ([]byte, Source, error) {
 	n := s.n
-	ranked := n.rank("tag " + s.ref)
+	ranked := n.rank(tagKey(s.ref))
 	d, ok, err := s.agreed(ctx, ranked)
 	if err != nil {
 		return nil, "", err
@@ -88,12 +88,12 @@ func (s *span) get(ctx context.Context) ([]byte, Source, error) {
 			return nil, "", err
 		}
 		// An older word is better than none.
-		a, aerr := n.lookupTag(ctx, first(ranked, staleAsk), s.ref, 0)
-		if aerr != nil || a.Known == nil {
+		last := n.lastWord(ctx, ranked, s.ref)
+		if last == nil {
 			return nil, "", err
 		}
 		n.met.fallbacks.WithLabelValues(staleSpan).Inc()
-		d, s.by = a.Known.Digest, a.Known.By
+		d, s.by = last.Digest, last.By
 	}
 	p, source, err := n.Small(ctx, d, SpanLength, s.fetch)
 	if err == nil && int64(len(p)) == s.length() {

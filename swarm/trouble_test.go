@@ -363,6 +363,11 @@ func TestControlPlaneRefusesNonsense(t *testing.T) {
 		"another's name":       {"POST", pathTrack, `{"hello":{"v":1,"node":"b","digest":"` + digest.FromString("x").String() + `"}}` + "\n", 400},
 		"tag without name":     {"POST", pathLookup, "{}", 400},
 		"bad tag digest":       {"POST", pathPublish, `{"ref":"x","res":{"digest":"y"}}`, 400},
+		"tag of the future":    {"POST", pathReferences, `{"refs":[{"ref":"x","age":-1,"digest":"` + digest.FromString("x").String() + `"}]}`, 400},
+		"reference to nothing": {"POST", pathReferences, `{"refs":[{"ref":"x"}]}`, 400},
+		"control characters":   {"POST", pathReferences, `{"refs":[{"ref":"x\u0000","digest":"` + digest.FromString("x").String() + `"}]}`, 400},
+		"endless reference":    {"POST", pathReferences, `{"refs":[{"ref":"` + strings.Repeat("x", 1025) + `","digest":"` + digest.FromString("x").String() + `"}]}`, 400},
+		"endless media type":   {"POST", pathReferences, `{"refs":[{"ref":"x","mediaType":"` + strings.Repeat("x", 256) + `","digest":"` + digest.FromString("x").String() + `"}]}`, 400},
 	} {
 		t.Run(name, func(t *testing.T) {
 			req, err := http.NewRequest(tt.method, base+tt.path, strings.NewReader(tt.body))

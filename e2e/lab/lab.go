@@ -55,6 +55,8 @@ type Config struct {
 	// YAML. Empty: the registry gives everything to everybody. [Lab.Push] then
 	// needs [Registry.Authorization].
 	RegistryAuth string
+	// RegistryHeaders are sent with each of the registry's answers.
+	RegistryHeaders map[string]string
 	// Log tells of steps that take time.
 	Log zerolog.Logger
 }

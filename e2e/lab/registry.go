@@ -3,9 +3,11 @@ package lab
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -86,7 +88,7 @@ http:
     addr: 127.0.0.1:%s
     prometheus:
       enabled: true
-%s`, r.dir, registryName, registryPort, registryDebugPort, l.cfg.RegistryAuth)
+%s%s`, r.dir, registryName, registryPort, registryDebugPort, l.cfg.registryHeaders(), l.cfg.RegistryAuth)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("set up registry: %w", err)
 	}
@@ -96,6 +98,18 @@ http:
 			l.programs.Registry, "serve", config)
 	}
 	return r.Start(ctx)
+}
+
+// registryHeaders is the rest of the http section of the registry's configuration.
+func (c Config) registryHeaders() string {
+	if len(c.RegistryHeaders) == 0 {
+		return ""
+	}
+	text := "  headers:\n"
+	for _, name := range slices.Sorted(maps.Keys(c.RegistryHeaders)) {
+		text += fmt.Sprintf("    %s: [%q]\n", name, c.RegistryHeaders[name])
+	}
+	return text
 }
 
 // Start starts the server after it was stopped or killed.

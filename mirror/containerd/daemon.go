@@ -132,6 +132,11 @@ func (d *daemon) listNamespaces(ctx context.Context) ([]string, error) {
 // walk calls fn for all content of a namespace that could be held, with what it
 // refers to.
 func (d *daemon) walk(ctx context.Context, namespace string, fn func(k key, size int64, refs []key)) error {
+	return d.list(ctx, namespace, func(k key, i *contentapi.Info) { fn(k, i.GetSize(), references(i.GetLabels())) })
+}
+
+// list calls fn for the same content, with all that containerd knows of it.
+func (d *daemon) list(ctx context.Context, namespace string, fn func(k key, i *contentapi.Info)) error {
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(ctx, namespace), walkTimeout)
 	defer cancel()
 	stream, err := d.content.List(ctx, &contentapi.ListContentRequest{})
@@ -150,7 +155,7 @@ func (d *daemon) walk(ctx context.Context, namespace string, fn func(k key, size
 		}
 		for _, i := range page.GetInfo() {
 			if k, ok := keyOf(digest.Digest(i.GetDigest())); ok && i.GetSize() > 0 {
-				fn(k, i.GetSize(), references(i.GetLabels()))
+				fn(k, i)
 			}
 		}
 	}

@@ -290,11 +290,15 @@ func (k task) plain(resp *http.Response) error {
 	return nil
 }
 
+// maxMediaType is what RFC 6838, section 4.2, allows; no node believes another a longer
+// one.
+const maxMediaType = 255
+
 // mediaType returns the Content-Type if it tells something about a manifest.
 // Object stores and simple file servers say octet-stream, plain text or JSON.
 func mediaType(resp *http.Response) string {
 	mt, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if err != nil {
+	if err != nil || len(mt) > maxMediaType {
 		return ""
 	}
 	switch mt {

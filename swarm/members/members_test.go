@@ -35,8 +35,11 @@ func TestCluster(t *testing.T) {
 		want = append(want, Member{
 			ID: c.NodeID, Host: "127.0.0.1",
 			Control: fmt.Sprintf("127.0.0.1:%d", 1000+i), Wire: fmt.Sprintf("127.0.0.1:%d", 2000+i),
-			Zone: c.Zone, Version: 1,
+			Zone: c.Zone, Version: 1, Born: nodes[i].Self().Born,
 		})
+		if want[i].Born == 0 {
+			t.Errorf("%s does not know when it started", c.NodeID)
+		}
 	}
 	for i, nd := range nodes {
 		nd.until("all", func(live []Member) bool { return len(live) == n })

@@ -23,6 +23,10 @@ type Member struct {
 	Zone string
 	// Version is the node's [ProtocolVersion].
 	Version int
+	// Born is when the node's process started, by its own clock in Unix ms: a node
+	// that restarts so fast that nobody misses it is another one to who told it
+	// something.
+	Born int64
 }
 
 func newMember(m meta, ip netip.Addr) Member {
@@ -34,6 +38,7 @@ func newMember(m meta, ip netip.Addr) Member {
 		Wire:    net.JoinHostPort(host, strconv.Itoa(int(m.wire))),
 		Zone:    m.zone,
 		Version: int(m.protocol),
+		Born:    m.born,
 	}
 }
 

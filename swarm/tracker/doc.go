@@ -9,6 +9,10 @@
 // same inventory. All state here is soft: a node that loses its tracker joins
 // the next one and tells it what it has, and nothing is lost but a moment.
 //
+// What a registry said of a tag is the exception: while the registry is away nobody
+// can say it again. So trackers hand that on to those that come after them, with its
+// age ([Tracker.References], [Tracker.Adopt]).
+//
 // # Leases
 //
 // A piece that no puller has yet is brought in by exactly one of them, under a

@@ -1,6 +1,7 @@
 package tracker
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -37,6 +38,55 @@ type Resolution struct {
 	Age time.Duration `json:"age"`
 	// By is the node that published it, as the tracker knows it.
 	By string `json:"by,omitempty"`
+}
+
+// Reference is a resolution with what it is of, on its way to another tracker.
+type Reference struct {
+	Ref string `json:"ref"`
+	Resolution
+}
+
+const (
+	// maxRef bounds a reference: 255 bytes of name and 128 of tag by the OCI
+	// specification, and a host.
+	maxRef = 1024
+	// maxMediaType is what RFC 6838, section 4.2, allows with parameters left out.
+	maxMediaType = 255
+)
+
+// CheckRef validates a reference. The characters that JSON escapes are in none, so
+// that its length bounds that of a message.
+func CheckRef(ref string) error {
+	if ref == "" || len(ref) > maxRef {
+		return fmt.Errorf("%w: reference of %d bytes", ErrMessage, len(ref))
+	}
+	if !printable(ref) || strings.ContainsAny(ref, `"\<>&`) {
+		return fmt.Errorf("%w: reference %.80q", ErrMessage, ref)
+	}
+	return nil
+}
+
+// Check validates what a node says that a reference points to.
+func (r *Resolution) Check() error {
+	switch {
+	case r.Digest.Validate() != nil || r.Digest.Algorithm() != digest.SHA256:
+		return fmt.Errorf("%w: resolution to digest %.80q", ErrMessage, r.Digest)
+	case r.Size < 0 || r.Age < 0:
+		return fmt.Errorf("%w: resolution of %d bytes, %v old", ErrMessage, r.Size, r.Age)
+	case len(r.MediaType) > maxMediaType || !printable(r.MediaType):
+		return fmt.Errorf("%w: media type %.80q", ErrMessage, r.MediaType)
+	}
+	return nil
+}
+
+// printable says whether all of s is ASCII with no control characters.
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // resolveFor is how long one node may take to ask upstream about a tag before
@@ -94,26 +144,53 @@ func (v *inventory) lookup(ref, node string, ttl time.Duration, now time.Time) T
 	return a
 }
 
+// last is what was published about a reference, whoever asks upstream now.
+func (v *inventory) last(ref string, now time.Time) *Resolution {
+	known, _ := v.known(ref)
+	t := known[ref]
+	if t == nil || !t.published {
+		return nil
+	}
+	r := t.res
+	r.Age = now.Sub(t.at)
+	return &r
+}
+
 // publish takes in a resolution; an older one than the known is ignored. A nil
 // one says that the node's attempt failed and the next may try.
 func (v *inventory) publish(ref, node string, r *Resolution, now time.Time) {
 	known, _ := v.known(ref)
-	t := known[ref]
-	if t == nil {
-		if r == nil {
-			return
-		}
-		t = &tag{}
-		known[ref] = t
-	}
-	if t.asking == node {
+	if t := known[ref]; t != nil && t.asking == node {
 		t.asking = ""
 	}
-	if r == nil {
-		return
+	if r != nil {
+		v.adopt(Reference{Ref: ref, Resolution: *r}, node, now)
+	}
+}
+
+// adopt takes in a resolution that a node has, whoever asked upstream for it.
+func (v *inventory) adopt(r Reference, node string, now time.Time) {
+	known, _ := v.known(r.Ref)
+	t := known[r.Ref]
+	if t == nil {
+		t = &tag{}
+		known[r.Ref] = t
 	}
 	if at := now.Add(-r.Age); !t.published || !at.Before(t.at) {
-		t.res, t.at, t.published = *r, at, true
+		t.res, t.at, t.published = r.Resolution, at, true
 		t.res.By = node
 	}
+}
+
+// references lists the tags that were published. Spans are left out: what nodes keep
+// of them in memory, too, is found by them only.
+func (v *inventory) references(now time.Time) []Reference {
+	refs := make([]Reference, 0, len(v.tags))
+	for ref := range v.tags {
+		if r := v.last(ref, now); r != nil {
+			r.By = ""
+			refs = append(refs, Reference{Ref: ref, Resolution: *r})
+		}
+	}
+	return refs
 }

@@ -342,3 +342,28 @@ func (t *Tracker) Publish(ref, node string, r *Resolution) {
 	defer t.mu.Unlock()
 	t.inv.publish(ref, node, r, time.Now())
 }
+
+// Last returns what was published about a reference, nil if nothing: for a node that
+// will not ask upstream, and must not keep others waiting.
+func (t *Tracker) Last(ref string) *Resolution {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.inv.last(ref, time.Now())
+}
+
+// References lists what was published about tags, of the age that it has now.
+func (t *Tracker) References() []Reference {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.inv.references(time.Now())
+}
+
+// Adopt takes in what another tracker knew. The newer word stands.
+func (t *Tracker) Adopt(node string, refs []Reference) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	for _, r := range refs {
+		t.inv.adopt(r, node, now)
+	}
+}

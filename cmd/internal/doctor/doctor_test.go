@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
@@ -183,6 +184,61 @@ func TestUpstreams(t *testing.T) {
 	config.CAs = map[string]string{host(tls): ca}
 	setRegistries(t, e, config, host(limited), host(tls), "*.test")
 	if diff := cmp.Diff([]string{"upstream-limited"}, ids(checkUpstreams(t.Context(), e))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	const window = 6 * time.Hour
+	found := judgeLimits(map[string]upstream.Limit{
+		"few.test": {Total: 100, Left: 19, Window: window}, "fifth.test": {Total: 100, Left: 20, Window: window},
+		"none.test": {Total: 1}, "all.test": {Total: 1, Left: 1},
+	})
+	want := map[Severity][]string{
+		Warning: {"few.test: 19 of 100 pulls are left in a window of 6h0m0s", "none.test: 0 of 1 pulls are left"},
+		Note:    {"all.test: 1 of 1 pulls are left", "fifth.test: 20 of 100 pulls are left in a window of 6h0m0s"},
+	}
+	got := map[Severity][]string{}
+	for _, f := range found {
+		got[f.Severity] = f.Evidence
+	}
+	if diff := cmp.Diff(want, got); diff != "" || !evidence(found, "--docker-config") {
+		t.Errorf("%s%+v", diff, found)
+	}
+	if found := judgeLimits(nil); len(found) > 0 {
+		t.Errorf("of nothing: %+v", found)
+	}
+}
+
+// TestLimitsAreAsked: the second image of a registry is asked for when the first is
+// private, and none more once the registry has said.
+func TestLimitsAreAsked(t *testing.T) {
+	var asked []string
+	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path)
+		if strings.Contains(r.URL.Path, "private") {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		w.Header().Set("RateLimit-Limit", "10")
+		w.Header().Set("RateLimit-Remaining", "9")
+	}))
+	t.Cleanup(registry.Close)
+	host := registry.Listener.Addr().String()
+	e := node(t, nil)
+	setRegistries(t, e, upstream.Config{Insecure: []string{host}}, host)
+	images := map[string][]reference.NamedTagged{}
+	for _, name := range []string{"private", "app", "other"} {
+		ref, err := reference.ParseDockerRef(host + "/" + name + ":v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		images[host] = append(images[host], ref.(reference.NamedTagged))
+	}
+	if diff := cmp.Diff(map[string]upstream.Limit{host: {Total: 10, Left: 9}}, askLimits(t.Context(), e.Upstream, images)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"/v2/private/manifests/v1", "/v2/app/manifests/v1"}, asked); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -28,6 +28,7 @@ func checkStorage(ctx context.Context, e *Env, s shoal) []Finding {
 		all = append(all, judgeDisk(e, fs)...)
 	}
 	all = append(all, checkContent(ctx, e, s)...)
+	all = append(all, checkSources(ctx, e)...)
 	if s.err != nil {
 		return all
 	}
@@ -99,4 +100,25 @@ func checkContent(ctx context.Context, e *Env, s shoal) []Finding {
 		return nil
 	}
 	return []Finding{f}
+}
+
+// checkSources looks whether containerd knows from where its content is. Shoal does
+// not need to.
+func checkSources(ctx context.Context, e *Env) []Finding {
+	if e.Socket == "" {
+		return nil
+	}
+	// Where containerd does not answer, there is a finding that says so.
+	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
+	defer cancel()
+	unlabelled, total, err := containerd.Sources(ctx, e.socket())
+	if err != nil || unlabelled == 0 {
+		return nil
+	}
+	return []Finding{{
+		ID: "content-unlabelled", Severity: Note, Title: "containerd does not know from where some content is",
+		Evidence:    []string{fmt.Sprintf("%d of %d blobs have no label containerd.io/distribution.source; they were imported, or built here", unlabelled, total)},
+		Consequence: "Shoal shares them all the same, with who asks by digest; pushes to another repository cannot mount them there from where they are, and upload them",
+		Fix:         "nothing, as far as Shoal is concerned; pulled from a registry, they would be labelled",
+	}}
 }

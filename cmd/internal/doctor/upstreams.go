@@ -41,7 +41,7 @@ func checkUpstreams(ctx context.Context, e *Env) []Finding {
 			Fix:         "wait, or pull with credentials, which usually have a higher limit",
 		})
 	}
-	return all
+	return append(all, judgeLimits(askLimits(ctx, e.Upstream, pulledImages(ctx, e, registries)))...)
 }
 
 // ping asks registries, and returns how each failed, nil where it answers.

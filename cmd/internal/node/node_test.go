@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -35,6 +36,8 @@ type origin struct {
 	sent    atomic.Int64 // bytes of the layer
 	// halfway, if set, is called when half of the layer was sent.
 	halfway func()
+	// silent: it takes requests and says nothing.
+	silent atomic.Bool
 }
 
 func newOrigin(t *testing.T, layerSize int) *origin {
@@ -62,6 +65,10 @@ func newOrigin(t *testing.T, layerSize int) *origin {
 }
 
 func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if o.silent.Load() {
+		<-r.Context().Done()
+		return
+	}
 	p, ok := o.content[r.URL.Path]
 	if !ok {
 		http.NotFound(w, r)
@@ -228,6 +235,62 @@ func TestClusterWithCertificates(t *testing.T) {
 	eventually(t, "it is back", func() bool { return len(one.members.Live()) == 2 })
 	if err := again.pull(t, o, ":latest"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOutageOutlivesRestarts: while the registry is away, all nodes restart, one after
+// the other. What everybody may pull can still be pulled on each, by tag and by digest.
+func TestOutageOutlivesRestarts(t *testing.T) {
+	o := newOrigin(t, 3<<20)
+	configs := make([]Config, 4)
+	nodes := make([]*running, len(configs))
+	company := func(i int) func() bool {
+		return func() bool { return len(nodes[i].members.Live()) == len(nodes) }
+	}
+	for i := range configs {
+		configs[i] = config(t, "node"+string(rune('a'+i)), o)
+		configs[i].TagTTL = time.Millisecond // nothing counts as fresh
+		if i > 0 {
+			configs[i].Join = []string{nodes[0].Addresses().Gossip}
+		}
+		nodes[i] = start(t, configs[i])
+	}
+	for i := range nodes {
+		eventually(t, "all nodes see each other", company(i))
+	}
+	byDigest := "@" + digest.FromBytes(o.content["/v2/app/manifests/latest"]).String()
+	for _, ref := range []string{":latest", byDigest} {
+		if err := nodes[0].pull(t, o, ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nodes[3].pull(t, o, ":latest"); err != nil { // so that another one holds the content
+		t.Fatal(err)
+	}
+	o.silent.Store(true)
+	for i := range nodes {
+		nodes[i].end(t)()
+		configs[i].Join = []string{nodes[(i+1)%len(nodes)].Addresses().Gossip}
+		nodes[i] = start(t, configs[i])
+		eventually(t, "the node is back", company(i))
+	}
+	for _, n := range nodes {
+		eventually(t, "the node finds the content", func() bool {
+			_, holders, err := n.swarm.Locate(t.Context(), o.layer)
+			return err == nil && holders > 0
+		})
+	}
+	// All at once: none is refused for waiting for another.
+	for _, ref := range []string{byDigest, ":latest"} {
+		var all sync.WaitGroup
+		for i, n := range nodes {
+			all.Go(func() {
+				if err := n.pull(t, o, ref); err != nil {
+					t.Errorf("node %d: %s: %v", i, ref, err)
+				}
+			})
+		}
+		all.Wait()
 	}
 }
 

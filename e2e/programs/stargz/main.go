@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/service"
+	"github.com/containerd/stargz-snapshotter/service/keychain/dockerconfig"
 	"github.com/containerd/stargz-snapshotter/service/resolver"
 	"github.com/pelletier/go-toml/v2"
 	"google.golang.org/grpc"
@@ -94,9 +95,10 @@ func serve(ctx context.Context, args []string) error {
 	}
 	// containerd-stargz-grpc knows mirrors by its own configuration only, stargz
 	// within containerd by hosts.toml.
-	hosts := resolver.RegistryHostsFromConfig(resolver.Config(cfg.ResolverConfig))
+	keychain := dockerconfig.NewDockerconfigKeychain(ctx)
+	hosts := resolver.RegistryHostsFromConfig(resolver.Config(cfg.ResolverConfig), keychain)
 	if *configPath != "" {
-		hosts = resolver.RegistryHostsFromCRIConfig(ctx, resolver.Registry{ConfigPath: *configPath})
+		hosts = resolver.RegistryHostsFromCRIConfig(ctx, resolver.Registry{ConfigPath: *configPath}, keychain)
 	}
 	sn, err := service.NewStargzSnapshotterService(ctx, *root, &cfg, service.WithCustomRegistryHosts(hosts))
 	if err != nil {
