@@ -115,6 +115,10 @@ func (m *Mirror) pulls(k kind, handle func(http.ResponseWriter, *http.Request, *
 		defer m.record(p)
 		err := m.admit(r, p)
 		if err == nil {
+			if partOfBurst(r) {
+				m.met.burst.start(p.began)
+				defer func() { m.met.burst.stop(time.Now()) }()
+			}
 			err = handle(w, r, p)
 		}
 		if err != nil {
