@@ -8,6 +8,7 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-dev/shoal/swarm/members"
 	"github.com/shoal-dev/shoal/swarm/tracker"
@@ -56,6 +57,8 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 	if k, ok := n.tags.c.Get(ref); ok && time.Since(k.at) < n.cfg.TagTTL {
 		return k.desc, time.Time{}, nil
 	}
+	ctx, span := StartSpan(ctx, "resolve tag", trace.SpanKindInternal)
+	defer func() { EndSpan(span, err) }()
 	ranked := n.rank("tag " + ref)
 	switch known, ok, err := n.agreed(ctx, ranked, ref, n.cfg.TagTTL, resolveWait); {
 	case err != nil:
