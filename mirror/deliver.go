@@ -41,6 +41,9 @@ func (m *Mirror) deliver(w http.ResponseWriter, r *http.Request, p *pull, dl swa
 	}()
 
 	start := func() {
+		if p.span != nil {
+			p.span.AddEvent("first byte")
+		}
 		m.delivered.add(p.digest) // the client may be done with it before we are
 		m.patient(w)
 		p.status = describeBlob(w.Header(), p.digest, rg, p.size)

@@ -479,7 +479,7 @@ func (r reply) reason() string {
 	return e.Errors[0].Detail["reason"]
 }
 
-// counted sums a counter over the series that have all the labels.
+// counted sums a counter or gauge over the series that have all the labels.
 func (tm *testMirror) counted(t testing.TB, name string, labels ...string) float64 {
 	t.Helper()
 	fams, err := tm.reg.Gather()
@@ -500,7 +500,7 @@ func (tm *testMirror) counted(t testing.TB, name string, labels ...string) float
 					continue series
 				}
 			}
-			sum += s.GetCounter().GetValue()
+			sum += s.GetCounter().GetValue() + s.GetGauge().GetValue()
 		}
 	}
 	return sum

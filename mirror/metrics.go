@@ -1,6 +1,10 @@
 package mirror
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 type metrics struct {
 	requests  *prometheus.CounterVec
@@ -12,6 +16,8 @@ type metrics struct {
 	ahead     prometheus.Counter
 	whole     prometheus.Counter
 	landed    *prometheus.CounterVec
+	// burst is where two gauges come from.
+	burst burst
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -68,8 +74,16 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	} {
 		m.fallbacks.WithLabelValues(reason)
 	}
+	began := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shoal_mirror_burst_began_timestamp_seconds",
+		Help: "Unix time at which this node began to pull, after nothing was pulled for 30 seconds; 0 before the first pull.",
+	}, func() float64 { return unixSeconds(m.burst.beginning()) })
+	ended := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shoal_mirror_burst_ended_timestamp_seconds",
+		Help: "Unix time at which the last pull on this node ended; now, while something is pulled; 0 before the first pull.",
+	}, func() float64 { return unixSeconds(m.burst.end(time.Now())) })
 	if r != nil {
-		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight, m.ahead, m.whole, m.landed)
+		r.MustRegister(m.requests, m.bytes, m.fallbacks, m.degraded, m.seconds, m.inFlight, m.ahead, m.whole, m.landed, began, ended)
 	}
 	return m
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-dev/shoal/chunker"
 	"github.com/shoal-dev/shoal/mirror/upstream"
@@ -124,6 +125,10 @@ type Config struct {
 	// ClientTimeout bounds a client's silence in mid-body. containerd stops
 	// reading when its disk is slow. Default 5 min.
 	ClientTimeout time.Duration
+
+	// Tracer makes a span of each request, which is the parent of those of all that
+	// is done for it, here and below. nil: no traces.
+	Tracer trace.Tracer
 
 	Log        zerolog.Logger
 	Registerer prometheus.Registerer

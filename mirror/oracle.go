@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
@@ -104,7 +105,15 @@ func (o *oracle) close() {
 // ask returns the registry's answer. The error wraps upstream.ErrDenied,
 // swarm.ErrNotFound or swarm.ErrUnavailable, or is ctx's.
 func (o *oracle) ask(ctx context.Context, q question) (swarm.Descriptor, error) {
-	f, err := o.join(q, time.Now())
+	ctx, span := swarm.StartSpan(ctx, "ask registry", trace.SpanKindInternal)
+	d, err := o.wait(ctx, q)
+	swarm.EndSpan(span, err)
+	return d, err
+}
+
+// wait joins the flight, and waits for it as long as a caller does.
+func (o *oracle) wait(ctx context.Context, q question) (swarm.Descriptor, error) {
+	f, err := o.join(ctx, q, time.Now())
 	if err != nil {
 		return swarm.Descriptor{}, fmt.Errorf("ask for %s: %w: %w", q, swarm.ErrUnavailable, err)
 	}
@@ -121,8 +130,9 @@ func (o *oracle) ask(ctx context.Context, q question) (swarm.Descriptor, error) 
 	}
 }
 
-// join returns the flight to wait for.
-func (o *oracle) join(q question, now time.Time) (*flight, error) {
+// join returns the flight to wait for. It outlives ctx, and is traced as a part of
+// the request that begins it.
+func (o *oracle) join(ctx context.Context, q question, now time.Time) (*flight, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	again, down := o.down.Get(q.repo.Registry)
@@ -138,7 +148,8 @@ func (o *oracle) join(q question, now time.Time) (*flight, error) {
 	case f == nil:
 		f = &flight{done: make(chan struct{})}
 		o.open[q.key()] = f
-		o.work.Go(func() { o.fly(q, f) })
+		life := trace.ContextWithSpan(o.life, trace.SpanFromContext(ctx))
+		o.work.Go(func() { o.fly(life, q, f) })
 	}
 	if down {
 		// This request finds out whether the registry is back, for the next.
@@ -149,8 +160,8 @@ func (o *oracle) join(q question, now time.Time) (*flight, error) {
 }
 
 // fly asks, and tells everybody.
-func (o *oracle) fly(q question, f *flight) {
-	ctx, cancel := context.WithTimeout(o.life, questionLife)
+func (o *oracle) fly(life context.Context, q question, f *flight) {
+	ctx, cancel := context.WithTimeout(life, questionLife)
 	defer cancel()
 	f.desc, f.err = o.put(ctx, q)
 	if o.life.Err() == nil {

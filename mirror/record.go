@@ -78,6 +78,9 @@ func (m *Mirror) record(p *pull) {
 		}
 	}
 	m.log(p, took, cache, by)
+	if p.span != nil {
+		p.endSpan(cache, by)
+	}
 }
 
 func (m *Mirror) log(p *pull, took time.Duration, cache string, by swarm.Stats) {

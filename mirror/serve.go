@@ -9,6 +9,7 @@ import (
 
 	"github.com/gorilla/mux"
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-dev/shoal/swarm"
 )
@@ -100,6 +101,7 @@ type pull struct {
 	offline bool // permission was not confirmed by upstream
 	// last is of when upstream's answer about the tag is, if it gives none now.
 	last time.Time
+	span trace.Span // nil without traces; record ends it
 	// reason is empty when the request was answered in full.
 	reason string
 	err    error
@@ -113,8 +115,15 @@ func (m *Mirror) pulls(k kind, handle func(http.ResponseWriter, *http.Request, *
 		defer m.met.inFlight.Dec()
 		p := &pull{began: time.Now(), method: r.Method, kind: k, status: http.StatusOK}
 		defer m.record(p)
+		if m.cfg.Tracer != nil {
+			r = m.trace(r, p)
+		}
 		err := m.admit(r, p)
 		if err == nil {
+			if partOfBurst(r) {
+				m.met.burst.start(p.began)
+				defer func() { m.met.burst.stop(time.Now()) }()
+			}
 			err = handle(w, r, p)
 		}
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-dev/shoal/chunker"
 	"github.com/shoal-dev/shoal/swarm/engine"
@@ -55,7 +56,7 @@ func (n *Node) Fetch(ctx context.Context, r Request) (Download, error) {
 	}
 	if d == nil {
 		var err error
-		if d, err = n.newDownload(r); err != nil {
+		if d, err = n.newDownload(ctx, r); err != nil {
 			return nil, err
 		}
 		n.downloads[r.Digest] = d
@@ -90,6 +91,9 @@ type download struct {
 
 	fromOrigin, fromLease, fromSwarm atomic.Int64
 
+	span      trace.Span   // ended by finish
+	lastPiece atomic.Int64 // when the last one came, in Unix nanoseconds
+
 	mu       sync.Mutex
 	origin   Origin
 	renewed  chan struct{} // closed when origin is replaced
@@ -109,7 +113,8 @@ type download struct {
 
 var errAbandoned = errors.New("nobody reads this blob any more")
 
-func (n *Node) newDownload(r Request) (*download, error) {
+// newDownload opens one; it outlives ctx.
+func (n *Node) newDownload(ctx context.Context, r Request) (*download, error) {
 	g, err := chunker.GeometryOf(r.Size)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", r.Digest, err)
@@ -131,8 +136,9 @@ func (n *Node) newDownload(r Request) (*download, error) {
 		vouchers: map[int]string{},
 		doubted:  map[int]tracker.PieceSum{},
 	}
-	d.ctx, d.cancel = context.WithCancelCause(n.life)
+	d.startSpan(ctx, r)
 	now := time.Now()
+	d.lastPiece.Store(now.UnixNano())
 	d.vit = vitals{lastByte: now, lastSwarm: now, trackedSince: now}
 	d.refs = 1
 	return d, nil
@@ -234,10 +240,11 @@ func (d *download) swarm() error {
 
 	select {
 	case err := <-verified:
+		if err != nil && ctx.Err() != nil {
+			return settle(context.Cause(d.ctx), patience)
+		}
+		d.verifiedSpan(ctx, err)
 		if err != nil {
-			if ctx.Err() != nil {
-				err = context.Cause(d.ctx)
-			}
 			return settle(err, patience)
 		}
 	case err := <-patience:
@@ -360,6 +367,7 @@ func (d *download) learn(sums []tracker.PieceSum) {
 // pieceDone hears from the engine of a verified piece.
 func (d *download) pieceDone(i int) {
 	_, n := d.id.Geometry.Piece(i)
+	d.lastPiece.Store(time.Now().UnixNano())
 	d.fromSwarm.Add(n)
 	d.n.met.received.WithLabelValues("swarm").Add(float64(n))
 	d.touch()

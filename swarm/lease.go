@@ -73,7 +73,9 @@ func (d *download) fulfil(ctx context.Context, cancel context.CancelFunc, l trac
 	if l.Source != "" {
 		kind = "holder"
 	}
+	ctx, span := d.leaseSpan(ctx, l.Source, l.First, l.Count)
 	err := d.work(ctx, l)
+	EndSpan(span, err)
 	d.mu.Lock()
 	_, mine := d.leases[l.ID]
 	delete(d.leases, l.ID)
@@ -214,6 +216,7 @@ func (d *download) readPieces(r *leaseReader, from, to int) error {
 		if err != nil {
 			return fmt.Errorf("store piece %d: %w", i, err)
 		}
+		d.lastPiece.Store(time.Now().UnixNano())
 		d.mu.Lock()
 		d.vouchers[i] = r.source
 		d.mu.Unlock()
@@ -294,6 +297,7 @@ func (d *download) patience(ctx context.Context) error {
 			continue
 		}
 		d.n.met.fallbacks.WithLabelValues(reason).Inc()
+		d.span.AddEvent("help from the registry: " + reason)
 		d.log.Warn().Str("reason", reason).Dur("patience", d.n.cfg.Patience).
 			Msg("the swarm does not deliver, fetching from the registry directly")
 		moved, err := d.helpOut(ctx, swarmBytes)

@@ -34,6 +34,7 @@ func (d *download) finish(err error) {
 	d.err = err
 	d.origin = nil // somebody's credentials, of no use any more
 	close(d.whole)
+	d.endSpan(err)
 	switch {
 	case err == nil:
 		d.n.met.whole.WithLabelValues("whole").Inc()

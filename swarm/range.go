@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/shoal-dev/shoal/swarm/members"
@@ -38,13 +40,17 @@ func (n *Node) Range(ctx context.Context, r Request, off, length int64) (Downloa
 	if !validDigest(r.Digest) || off < 0 || length <= 0 || off > r.Size-length {
 		return nil, fmt.Errorf("get %d bytes from byte %d of %.80q of %d bytes: malformed request", length, off, r.Digest, r.Size)
 	}
+	life := trace.ContextWithSpan(n.life, trace.SpanFromContext(ctx))
+	ctx, span := StartSpan(ctx, "find part", trace.SpanKindInternal, attribute.String("shoal.digest", r.Digest.String()),
+		attribute.Int64("shoal.offset", off), attribute.Int64("shoal.length", length))
 	p := &part{n: n, r: r, pos: off, end: off + length, sources: n.rangeSources(ctx, r, off, length)}
-	p.ctx, p.cancel = context.WithCancel(n.life)
+	p.ctx, p.cancel = context.WithCancel(life)
 	stop := context.AfterFunc(ctx, p.cancel)
 	err := p.next()
 	if !stop() {
 		err = ctx.Err()
 	}
+	EndSpan(span, err)
 	if err != nil {
 		p.Close()
 		return nil, fmt.Errorf("get %d bytes from byte %d of %s: %w", length, off, r.Digest, err)
@@ -182,7 +188,7 @@ func (p *part) call(i int64) spanCall {
 	c.c = p.n.spanFlights.DoChan(c.span.ref, func() (any, error) {
 		*c.mine = true
 		// It is shared: it must not die with the first caller's request.
-		ctx, cancel := context.WithTimeout(p.n.life, spanTimeout)
+		ctx, cancel := context.WithTimeout(trace.ContextWithSpan(p.n.life, trace.SpanFromContext(p.ctx)), spanTimeout)
 		defer cancel()
 		data, source, err := c.span.get(ctx)
 		return smallResult{data, source}, err

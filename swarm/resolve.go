@@ -8,6 +8,7 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-dev/shoal/swarm/members"
 	"github.com/shoal-dev/shoal/swarm/tracker"
@@ -59,6 +60,8 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 	if k, ok := n.tags.c.Get(ref); ok && time.Since(k.at) < n.cfg.TagTTL {
 		return k.desc, time.Time{}, nil
 	}
+	ctx, span := StartSpan(ctx, "resolve tag", trace.SpanKindInternal)
+	defer func() { EndSpan(span, err) }()
 	ranked := n.rank(tagKey(ref))
 	switch known, ok, err := n.agreed(ctx, ranked, ref, n.cfg.TagTTL, resolveWait); {
 	case err != nil:
@@ -88,7 +91,7 @@ func (n *Node) Resolve(ctx context.Context, ref string, upstream func(context.Co
 func (n *Node) Recall(ctx context.Context, ref string) (desc Descriptor, last time.Time, err error) {
 	err = tracker.CheckRef(ref)
 	if err == nil {
-		if k, ok := n.recall(ctx, n.rank("tag "+ref), ref); ok {
+		if k, ok := n.recall(ctx, n.rank(tagKey(ref)), ref); ok {
 			return k.desc, k.at, nil
 		}
 		err = ctx.Err()

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-dev/shoal/swarm/tracker"
 )
@@ -39,6 +41,15 @@ func (n *Node) Small(ctx context.Context, d digest.Digest, limit int64, origin f
 	if p, err := n.readLocal(ctx, d, limit); err == nil {
 		return p, SourceLocal, nil
 	}
+	ctx, span := StartSpan(ctx, "get content", trace.SpanKindInternal, attribute.String("shoal.digest", d.String()))
+	p, src, err := n.fly(ctx, d, limit, origin)
+	span.SetAttributes(attribute.String("shoal.source", string(src)), attribute.Int("shoal.size", len(p)))
+	EndSpan(span, err)
+	return p, src, err
+}
+
+// fly brings small content here.
+func (n *Node) fly(ctx context.Context, d digest.Digest, limit int64, origin func(context.Context) ([]byte, error)) ([]byte, Source, error) {
 	// The flight is shared: it must not die with the first caller's request,
 	// nor outlive the node.
 	c := n.small.DoChan(d.String(), func() (any, error) {

@@ -52,6 +52,7 @@ type serveCmd struct {
 	TagTTL            time.Duration `group:"Behaviour" name:"tag-ttl" default:"10s" placeholder:"TIME" help:"How long a tag is believed before the registry is asked again. Default: ${default}."`
 	HoldUntilVerified bool          `group:"Behaviour" help:"Send nothing of a blob before all of it is verified. Slower; by default only the end is held back."`
 	Drain             time.Duration `group:"Behaviour" default:"20s" placeholder:"TIME" help:"How long responses under way may go on when the node is told to stop. Default: ${default}."`
+	OTLPEndpoint      string        `group:"Behaviour" name:"otlp-endpoint" placeholder:"URL" help:"Collector of traces, http[s]://host:port, for OTLP over HTTP. Each pull becomes a trace, or a part of containerd's own if that is traced. OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER and other variables of OpenTelemetry apply. Default: no traces."`
 	LogLevel          string        `group:"Behaviour" enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL" help:"Least severe lines to log: ${enum}. Default: ${default}."`
 	LogFormat         string        `group:"Behaviour" enum:"auto,json,console" default:"auto" placeholder:"FORMAT" help:"Form of the log on standard error: ${enum}; auto is console on a terminal and json elsewhere. Default: ${default}."`
 }
@@ -130,6 +131,7 @@ func (c *serveCmd) config() (node.Config, error) {
 		ContainerdSocket: c.ContainerdSocket, ContainerdRoot: c.ContainerdRoot,
 		CacheSize: int64(c.CacheSize), DiskReserve: int64(c.DiskReserve),
 		TagTTL: c.TagTTL, HoldUntilVerified: c.HoldUntilVerified, Drain: c.Drain,
-		Version: readVersion().Version,
+		OTLPEndpoint: c.OTLPEndpoint,
+		Version:      readVersion().Version,
 	}, nil
 }

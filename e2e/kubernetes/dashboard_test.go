@@ -34,6 +34,8 @@ type panel struct {
 		}
 	}
 	Targets []struct{ Expr, LegendFormat string }
+	// MaxDataPoints is how many columns a panel of single values has.
+	MaxDataPoints int
 
 	// series are the answers of Prometheus.
 	series []series

@@ -96,6 +96,9 @@ func (p *panel) draw(c canvas.Canvas, from, to time.Time) error {
 	case p.Type == "stat":
 		p.drawStat(c)
 		return nil
+	case p.Type == "status-history":
+		p.drawHeat(c, from, to)
+		return nil
 	default:
 		return p.drawLines(p.drawLegend(c), from, to)
 	}
@@ -109,6 +112,58 @@ func (p *panel) drawStat(c canvas.Canvas) {
 		c.FillText(written(17, colours[0], text.XCenter, text.YCenter), vg.Point{X: middle, Y: c.Center().Y}, p.humanize(l.last()))
 		c.FillText(written(small, grey, text.XCenter, text.YBottom), vg.Point{X: middle, Y: c.Min.Y + 2}, l.legend)
 	}
+}
+
+// drawHeat draws a row for each series and a column for each of the times that the
+// panel has room for; the darker, the more.
+func (p *panel) drawHeat(c canvas.Canvas, from, to time.Time) {
+	name := written(small, ink, text.XRight, text.YCenter)
+	names, hottest := vg.Length(0), 0.0
+	heat := make([][]float64, len(p.series)) // of each column
+	columns := max(p.MaxDataPoints, 1)
+	for i, l := range p.series {
+		names = max(names, name.Width(l.legend))
+		heat[i] = make([]float64, columns)
+		for _, x := range l.points {
+			at := float64(x.Timestamp.Time().Sub(from)) / float64(to.Sub(from))
+			column := min(max(int(at*float64(columns)), 0), columns-1)
+			heat[i][column] = max(heat[i][column], float64(x.Value))
+			hottest = max(hottest, float64(x.Value))
+		}
+	}
+	c = canvas.Crop(c, names+12, 0, 0, -2)
+	caption := func(align text.XAlignment, x vg.Length, words string) {
+		c.FillText(written(small, grey, align, text.YBottom), vg.Point{X: x, Y: c.Min.Y}, words)
+	}
+	caption(text.XLeft, c.Min.X, "0 min")
+	caption(text.XCenter, c.Center().X, "darkest: "+p.humanize(hottest))
+	caption(text.XRight, c.Max.X, digits(to.Sub(from).Minutes())+" min")
+	c = canvas.Crop(c, 0, 0, 14, 0)
+	size := vg.Point{X: c.Size().X / vg.Length(columns), Y: c.Size().Y / vg.Length(len(p.series))}
+	for i, row := range heat {
+		y := c.Max.Y - size.Y*vg.Length(i+1)
+		c.FillText(name, vg.Point{X: c.Min.X - 6, Y: y + size.Y/2}, p.series[i].legend)
+		for k, v := range row {
+			x := c.Min.X + size.X*vg.Length(k)
+			c.FillPolygon(warmth(v/max(hottest, 1)), []vg.Point{
+				{X: x, Y: y + 1}, {X: x + size.X - 1, Y: y + 1}, {X: x + size.X - 1, Y: y + size.Y - 1}, {X: x, Y: y + size.Y - 1},
+			})
+		}
+	}
+}
+
+// warmth is a colour from nearly white over yellow to dark red, for 0 to 1; it gets
+// darker all the way, for those who do not see the difference in hue.
+func warmth(v float64) color.Color {
+	steps := []color.RGBA{
+		{R: 0xf5, G: 0xf5, B: 0xf0, A: 0xff}, {R: 0xfe, G: 0xd9, B: 0x76, A: 0xff},
+		{R: 0xf0, G: 0x6c, B: 0x2b, A: 0xff}, {R: 0x80, G: 0x00, B: 0x26, A: 0xff},
+	}
+	at := min(max(v, 0), 1) * float64(len(steps)-1)
+	i := min(int(at), len(steps)-2)
+	mix := func(a, b uint8) uint8 { return uint8(float64(a) + (float64(b)-float64(a))*(at-float64(i))) }
+	a, b := steps[i], steps[i+1]
+	return color.RGBA{R: mix(a.R, b.R), G: mix(a.G, b.G), B: mix(a.B, b.B), A: 0xff}
 }
 
 // drawLegend writes the names of the lines in rows at the bottom, and returns what

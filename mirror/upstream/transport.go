@@ -13,6 +13,11 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/shoal-dev/shoal/swarm"
 )
 
 const (
@@ -228,7 +233,15 @@ func (c *Client) schemeAllowed(from, to *url.URL) error {
 // roundTrip sends one request and counts it.
 func (c *Client) roundTrip(k task, req *http.Request) (*http.Response, error) {
 	req.Header.Set("User-Agent", c.cfg.UserAgent)
+	// Of the URL the host only: a path may have a key in it, and a query has.
+	_, span := swarm.StartSpan(req.Context(), k.op, trace.SpanKindClient,
+		attribute.String("shoal.registry", k.repo.Registry), attribute.String("shoal.repository", k.repo.Name),
+		attribute.String("server.address", req.URL.Host), attribute.String("http.request.method", req.Method))
 	resp, err := c.net.roundTripper(req).RoundTrip(req)
+	if err == nil {
+		span.SetAttributes(attribute.Int("http.response.status_code", resp.StatusCode))
+	}
+	swarm.EndSpan(span, err)
 	if err != nil {
 		c.met.answered(k.repo.Registry, 0, false)
 		return nil, err

@@ -97,6 +97,10 @@ type Config struct {
 	// Kubernetes allows.
 	Drain time.Duration
 
+	// OTLPEndpoint is the URL that traces of pulls are sent to, as OTLP over HTTP;
+	// a path may be left out. Empty: no traces.
+	OTLPEndpoint string
+
 	// Version is sent to registries as part of the user agent.
 	Version string
 	Log     zerolog.Logger
@@ -162,6 +166,11 @@ func (c Config) Validate() error {
 	}
 	if c.Drain < 0 {
 		bad("drain: %s: must not be negative", c.Drain)
+	}
+	if c.OTLPEndpoint != "" {
+		if _, err := parseOTLPEndpoint(c.OTLPEndpoint); err != nil {
+			bad("otlp-endpoint: %w", err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-dev/shoal/chunker"
 	"github.com/shoal-dev/shoal/mirror"
@@ -42,6 +43,7 @@ type Node struct {
 	health   health
 	// responses are the mirror's.
 	responses underway
+	tracer    trace.Tracer // nil without traces
 
 	creds      *peertls.Credentials // nil without TLS
 	store      *chunker.Store
@@ -78,7 +80,7 @@ func New(c Config) (_ *Node, err error) {
 		buildInfo(c.Version),
 	)
 	for _, step := range []func() error{
-		n.openCredentials, n.listen, n.openMembers, n.openContent, n.openSwarm, n.openMirror,
+		n.openTraces, n.openCredentials, n.listen, n.openMembers, n.openContent, n.openSwarm, n.openMirror,
 	} {
 		if err := step(); err != nil {
 			return nil, err
@@ -260,7 +262,7 @@ func (n *Node) openMirror() error {
 		Swarm: n.swarm, Upstream: mirror.FromClient(up),
 		Registries: c.Registries, DefaultRegistry: c.DefaultRegistry, Hold: c.HoldUntilVerified,
 		Authorization: auth, GrantTTL: c.GrantTTL, Outage: mirror.Outage(c.OnOutage), OutageGrace: c.OutageGrace,
-		Log: part(c.Log, "mirror"), Registerer: n.registry,
+		Tracer: n.tracer, Log: part(c.Log, "mirror"), Registerer: n.registry,
 	})
 	if err != nil {
 		return fmt.Errorf("registries: %w", err)
