@@ -84,7 +84,7 @@ func TestDoctorTellsLimits(t *testing.T) {
 	if got := diagnose(t, n); len(got) > 0 {
 		t.Errorf("before there is an image to ask for: %q", got)
 	}
-	pull(t, push(t, l, "limit", 1e6, 1).Ref, n)
+	pull(t, push(t, l, "limit", 4e6, 1).Ref, n)
 	found := examine(t, n)
 	if got := worse(found); !slices.Equal(got, []string{"upstream-limit"}) {
 		t.Fatalf("%q", got)
