@@ -262,7 +262,7 @@ func TestTracesInTrouble(t *testing.T) {
 			spans.answer = answer
 			c := config(t, "traced", o)
 			var log bytes.Buffer
-			c.Log = zerolog.New(&log)
+			c.Log = zerolog.New(zerolog.SyncWriter(&log))
 			c.OTLPEndpoint = spans.URL + "/"
 			if answer == nil {
 				spans.Close()
