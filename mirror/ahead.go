@@ -129,7 +129,7 @@ func (a *ahead) fetch(ctx context.Context, l ocispec.Descriptor) swarm.Download 
 	if n, err := m.cfg.Swarm.Pullers(ctx, l.Digest); err != nil || n == 0 || m.cooldown.active(l.Digest, time.Now()) {
 		return nil
 	}
-	dl, err := m.cfg.Swarm.Fetch(ctx, m.request(p, l.Digest, l.Size, p.who.up.Origin(p.repo, l.Digest, l.Size)))
+	dl, err := m.whole(ctx, p, l.Digest, l.Size, p.who.up.Origin(p.repo, l.Digest, l.Size))
 	if err != nil {
 		m.cfg.Log.Debug().Err(err).Str("digest", l.Digest.String()).Msg("cannot fetch a layer ahead")
 		return nil

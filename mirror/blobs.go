@@ -138,7 +138,7 @@ func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Downlo
 	bounded, cancel := context.WithTimeout(ctx, m.cfg.FirstByteTimeout)
 	defer cancel()
 	if p.lazy {
-		r := m.request(p, p.digest, p.size, origin)
+		r := p.request(p.digest, p.size, origin)
 		if m.oracle.silent(p.repo.Registry) {
 			r.Origin = nil // it would be waited for in vain
 		}
@@ -148,15 +148,19 @@ func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Downlo
 		}
 		m.met.whole.Inc()
 	}
-	return m.cfg.Swarm.Fetch(bounded, m.request(p, p.digest, p.size, origin))
+	return m.whole(bounded, p, p.digest, p.size, origin)
 }
 
 // request asks the swarm for a blob of the repository.
-func (m *Mirror) request(p *pull, d digest.Digest, size int64, origin swarm.Origin) swarm.Request {
-	return swarm.Request{
-		Digest: d, Size: size, Origin: origin, After: m.catalog.before(p.repo, d),
-		Registry: p.repo.Registry, Repository: p.repo.Name,
-	}
+func (p *pull) request(d digest.Digest, size int64, origin swarm.Origin) swarm.Request {
+	return swarm.Request{Digest: d, Size: size, Origin: origin, Registry: p.repo.Registry, Repository: p.repo.Name}
+}
+
+// whole fetches all of a blob, after those that its client needs before it.
+func (m *Mirror) whole(ctx context.Context, p *pull, d digest.Digest, size int64, origin swarm.Origin) (swarm.Download, error) {
+	r := p.request(d, size, origin)
+	r.After = m.catalog.before(p.repo, d)
+	return m.cfg.Swarm.Fetch(ctx, r)
 }
 
 // mortal is an origin whose credential may end during the download. It tells,

@@ -124,13 +124,8 @@ func (v *inventory) lookup(ref, node string, ttl time.Duration, now time.Time) T
 		known[ref] = t
 	}
 	var a TagAnswer
-	if t.published {
-		r := t.res
-		r.Age = now.Sub(t.at)
-		a.Known = &r
-		if r.Age < ttl {
-			return a
-		}
+	if a.Known = t.last(now); a.Known != nil && a.Known.Age < ttl {
+		return a
 	}
 	if t.asking != "" && t.asking != node && now.Sub(t.askedAt) < patience {
 		a.Wait = true
@@ -147,7 +142,11 @@ func (v *inventory) lookup(ref, node string, ttl time.Duration, now time.Time) T
 // last is what was published about a reference, whoever asks upstream now.
 func (v *inventory) last(ref string, now time.Time) *Resolution {
 	known, _ := v.known(ref)
-	t := known[ref]
+	return known[ref].last(now)
+}
+
+// last is what was published, of the age that it has now; nil: nothing.
+func (t *tag) last(now time.Time) *Resolution {
 	if t == nil || !t.published {
 		return nil
 	}
@@ -186,8 +185,8 @@ func (v *inventory) adopt(r Reference, node string, now time.Time) {
 // of them in memory, too, is found by them only.
 func (v *inventory) references(now time.Time) []Reference {
 	refs := make([]Reference, 0, len(v.tags))
-	for ref := range v.tags {
-		if r := v.last(ref, now); r != nil {
+	for ref, t := range v.tags {
+		if r := t.last(now); r != nil {
 			r.By = ""
 			refs = append(refs, Reference{Ref: ref, Resolution: *r})
 		}
