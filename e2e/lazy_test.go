@@ -156,23 +156,9 @@ func TestStargzPrivate(t *testing.T) {
 	for _, scheme := range []string{"Bearer", "Basic"} {
 		t.Run(scheme, func(t *testing.T) {
 			const size = 2 * mib
-			config := lab.Config{
+			l, service := newPrivateLab(t, scheme, "lazy/stargz", lab.Config{
 				Nodes: 2, Rate: 100 * lab.Mbit, RegistryRate: 100 * lab.Mbit, ContainerdConfig: []string{documented(t, 0)},
-				ShoalArgs: []string{"--insecure-registry", "registry.lab:" + tokenPort},
-			}
-			service := newTokenService(t)
-			if scheme == "Bearer" {
-				config.RegistryAuth = service.registryConfig()
-			} else {
-				config.RegistryAuth = basicConfig(t)
-			}
-			l := newLab(t, config)
-			if scheme == "Bearer" {
-				service.serve(t, l.Registry)
-				l.Registry.Authorization = "Bearer " + service.token(t, "lazy/stargz", "pull", "push")
-			} else {
-				l.Registry.Authorization = "Basic " + basic(podUser, podPassword)
-			}
+			})
 			ref, layer := pushStargz(t, l, program, 12, size)
 			lazy := lazyReader{t, l, size}
 			const ahead = "noprefetch = true\nno_background_fetch = true\nno_prometheus = true\n"

@@ -50,23 +50,9 @@ func TestPrivate(t *testing.T) {
 	for _, scheme := range []string{"Bearer", "Basic"} {
 		t.Run(scheme, func(t *testing.T) {
 			const rate = 100 * lab.Mbit
-			config := lab.Config{
+			l, service := newPrivateLab(t, scheme, "e2e/private", lab.Config{
 				Nodes: 4, Rate: rate, RegistryRate: rate, Containerd: allVersions,
-				ShoalArgs: []string{"--insecure-registry", "registry.lab:" + tokenPort},
-			}
-			service := newTokenService(t)
-			if scheme == "Bearer" {
-				config.RegistryAuth = service.registryConfig()
-			} else {
-				config.RegistryAuth = basicConfig(t)
-			}
-			l := newLab(t, config)
-			if scheme == "Bearer" {
-				service.serve(t, l.Registry)
-				l.Registry.Authorization = "Bearer " + service.token(t, "e2e/private", "pull", "push")
-			} else {
-				l.Registry.Authorization = "Basic " + basic(podUser, podPassword)
-			}
+			})
 			img := push(t, l, "private", 100e6, 3)
 
 			m := startMeter(t, l)
@@ -120,6 +106,25 @@ func TestPrivate(t *testing.T) {
 			tellsNoSecret(t, l, append(service.all(), podPassword, basic(podUser, podPassword)))
 		})
 	}
+}
+
+// newPrivateLab makes a lab whose registry asks for the pods' credentials, by a token
+// service (Bearer) or itself (Basic), and lets the lab push to one repository.
+func newPrivateLab(t *testing.T, scheme, repository string, config lab.Config) (*lab.Lab, *tokenService) {
+	t.Helper()
+	config.ShoalArgs = []string{"--insecure-registry", "registry.lab:" + tokenPort}
+	service := newTokenService(t)
+	if scheme == "Basic" {
+		config.RegistryAuth = basicConfig(t)
+		l := newLab(t, config)
+		l.Registry.Authorization = "Basic " + basic(podUser, podPassword)
+		return l, service
+	}
+	config.RegistryAuth = service.registryConfig()
+	l := newLab(t, config)
+	service.serve(t, l.Registry)
+	l.Registry.Authorization = "Bearer " + service.token(t, repository, "pull", "push")
+	return l, service
 }
 
 // testKeychain pulls with nerdctl, whose own keychain goes by the host that is asked:
