@@ -3,10 +3,12 @@ package hosts
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -58,6 +60,16 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
+// removeAll is an administrator's rm -rf beside a watch: that may put a file
+// back between the emptying and the removal of a directory, and he tries again.
+func removeAll(dir string) error {
+	for {
+		if err := os.RemoveAll(dir); !errors.Is(err, syscall.ENOTEMPTY) {
+			return err
+		}
+	}
+}
+
 // TestWatch undoes the work in all the ways that others do.
 func TestWatch(t *testing.T) {
 	dir := tree(t, map[string]string{"a.test/hosts.toml": "# x\n", "bad.test/hosts.toml": "oops\n"})
@@ -75,11 +87,11 @@ func TestWatch(t *testing.T) {
 	}{
 		{"overwritten", func() error { return os.WriteFile(file("a.test"), []byte("# y\n"), 0o644) }, "a.test"},
 		{"deleted", func() error { return os.Remove(file(Default)) }, Default},
-		{"directory deleted", func() error { return os.RemoveAll(filepath.Join(dir, Default)) }, Default},
+		{"directory deleted", func() error { return removeAll(filepath.Join(dir, Default)) }, Default},
 		{"a new registry", func() error { return os.Mkdir(filepath.Join(dir, "new.test"), 0o755) }, "new.test"},
 		{"overwritten there", func() error { return os.WriteFile(file("new.test"), []byte("# z\n"), 0o644) }, "new.test"},
 		{"corrected", func() error { return os.WriteFile(file("bad.test"), []byte("# z\n"), 0o644) }, "bad.test"},
-		{"all deleted", func() error { return os.RemoveAll(dir) }, Default},
+		{"all deleted", func() error { return removeAll(dir) }, Default},
 		{"deleted again", func() error { return os.Remove(file(Default)) }, Default},
 	} {
 		if err := step.do(); err != nil {
