@@ -6,10 +6,16 @@ import (
 )
 
 const (
-	// MinPieceLength is the shortest piece, in bytes. Below it the hashing,
-	// bookkeeping and announcing of a piece cost more than the finer spread
-	// brings.
-	MinPieceLength = 256 << 10
+	// MinPieceLength is the shortest piece, in bytes: one request's length. A
+	// piece can be passed on when it is whole, so shorter ones spread a small
+	// blob faster: the last of 8 simulated nodes at 200 Mbit/s took 1.51 of the
+	// bound for 10 MB with pieces of 256 KiB, 1.24 with 128 and 1.22 with 64; of
+	// 100 nodes 1.17, 1.11 and 1.10 for 100 MB.
+	MinPieceLength = 128 << 10
+	// fineSize is up to where it is used, in bytes. 8 containerd nodes at 100
+	// Mbit/s took as long for 250 MB with pieces of 128 KiB as with 256, and a
+	// tenth more processor time.
+	fineSize = 128 << 20
 	// MaxPieceLength is the longest piece, in bytes. Pieces of this length
 	// measured about 10 % slower in a swarm than ones of 512 KiB, but a blob
 	// of 40 GiB still has only 10,240 of them.
@@ -40,16 +46,19 @@ type Geometry struct {
 }
 
 // GeometryOf cuts a blob of the given size: the shortest power of two that
-// makes at most 2,048 pieces, within the bounds. So blobs between 256 MiB and
-// 8 GiB have between 1,025 and 2,048 pieces, smaller ones fewer, larger ones
-// more.
+// makes at most 2,048 pieces, within the bounds, and of blobs above 128 MiB not below
+// 256 KiB. So those between 256 MiB and 8 GiB have between 1,025 and 2,048 pieces,
+// smaller ones fewer, larger ones more.
 func GeometryOf(size int64) (Geometry, error) {
 	if size < 1 || size > MaxBlobSize {
 		return Geometry{}, fmt.Errorf("cut blob of %d bytes: size must be between 1 and %d", size, int64(MaxBlobSize))
 	}
 	per := uint64((size + targetPieces - 1) / targetPieces)
-	n := int64(1) << bits.Len64(per-1)
-	return Geometry{Size: size, PieceLength: min(max(n, MinPieceLength), MaxPieceLength)}, nil
+	n := max(int64(1)<<bits.Len64(per-1), MinPieceLength)
+	if size > fineSize {
+		n = max(n, 2*MinPieceLength)
+	}
+	return Geometry{Size: size, PieceLength: min(n, MaxPieceLength)}, nil
 }
 
 // NumPieces is the number of pieces.

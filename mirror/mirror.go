@@ -13,7 +13,6 @@ import (
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/shoal-dev/shoal/chunker"
 	"github.com/shoal-dev/shoal/mirror/upstream"
 	"github.com/shoal-dev/shoal/swarm"
 )
@@ -151,9 +150,9 @@ type Mirror struct {
 	handler    http.Handler
 }
 
-// copyBuffer is the unit in which bodies are copied: the smallest piece, so that
-// a reader that waits for pieces fills it in one read.
-const copyBuffer = chunker.MinPieceLength
+// copyBuffer is the unit in which bodies are copied, in bytes: a few pieces of a
+// small blob, half a piece of one of 1 GiB.
+const copyBuffer = 256 << 10
 
 // New returns a Mirror. Close it when its Handler is no longer served.
 func New(c Config) (*Mirror, error) {

@@ -18,9 +18,9 @@ import (
 	"github.com/shoal-dev/shoal/swarm/tracker"
 )
 
-// smallBlob is the size below which a blob goes node to node in one request:
-// two pieces. A torrent would cost more than it brings.
-const smallBlob = 2 * chunker.MinPieceLength
+// smallBlob is the size below which a blob goes node to node in one request. A
+// torrent would cost more than it brings.
+const smallBlob = 512 << 10
 
 // Fetch brings a blob to this node, or joins the download that already does.
 // It returns at once; reading waits. A small blob is fetched before Fetch

@@ -308,7 +308,11 @@ func TestAllHaveAboutAsManyPeers(t *testing.T) {
 func TestNextLeaseComesInTime(t *testing.T) {
 	for _, c := range []struct{ pieces, after int }{{8, 6}, {4, 3}, {3, 2}, {2, 1}, {1, 1}} {
 		const size = 512 << 20
-		l := newLarge(t, size, Params{LeaseMin: int64(c.pieces) * chunker.MinPieceLength, LeaseTime: time.Nanosecond})
+		g, err := chunker.GeometryOf(size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := newLarge(t, size, Params{LeaseMin: int64(c.pieces) * g.PieceLength, LeaseTime: time.Nanosecond})
 		var first []Out
 		for i := range 6 { // one lease each
 			first = l.Join(hello(fmt.Sprint(i), size, true), epoch)
