@@ -55,9 +55,11 @@
 // # Rivals
 //
 // Mode other starts -other-command in a shell on every node, a Go template with
-// the fields Node, Address, Peers (the addresses of all nodes, separated by
-// commas), Registry, RegistryURL, Socket, ContentRoot, HostsDir and Dir (an empty
-// directory of its own). containerd gets -other-hosts, a file with the same
-// fields, as its hosts.toml. The first pull waits until -other-ready, a template
-// of a URL, gives an answer on every node.
+// the fields Node, Address, Index (from 0), Peers (the addresses of all nodes,
+// separated by commas), First (that of the first one), Nodes (how many), Registry,
+// RegistryURL, Socket, ContentRoot, HostsDir and Dir (an empty directory of its
+// own). containerd gets -other-hosts, a file with the same fields, as its
+// hosts.toml. The first pull waits until -other-ready, a template of a URL, gives
+// an answer on every node. The folder benchmarks/rivals has an example: a
+// pull-through cache.
 package main

@@ -25,7 +25,8 @@ type rival struct {
 
 // rivalFields are what the templates of a rival may use.
 type rivalFields struct {
-	Node, Address, Peers  string
+	Node, Address         string
+	Peers, First          string
 	Registry, RegistryURL string
 	Socket, ContentRoot   string
 	HostsDir, Dir         string
@@ -56,7 +57,7 @@ func startRival(ctx context.Context, l *lab.Lab, o options) (*rival, error) {
 	}
 	for i, n := range l.Nodes() {
 		f := rivalFields{
-			Node: n.Name, Address: n.Address, Peers: strings.Join(peers, ","), Index: i, Nodes: len(peers),
+			Node: n.Name, Address: n.Address, Peers: strings.Join(peers, ","), First: peers[0], Index: i, Nodes: len(peers),
 			Registry: lab.RegistryHost, RegistryURL: "http://" + lab.RegistryHost,
 			Socket: n.ContainerdSocket(), ContentRoot: n.ContentRoot(), HostsDir: n.HostsDir(),
 			Dir: filepath.Join(n.Dir, o.otherName),
