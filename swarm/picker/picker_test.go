@@ -13,18 +13,13 @@ import (
 
 const piece = chunker.MinPieceLength
 
-func geometry(t testing.TB, pieces int) chunker.Geometry {
-	t.Helper()
-	g, err := chunker.GeometryOf(int64(pieces) * piece)
-	if err != nil || g.PieceLength != piece {
-		t.Fatal(g, err)
-	}
-	return g
+func geometry(pieces int) chunker.Geometry {
+	return chunker.Geometry{Size: int64(pieces) * piece, PieceLength: piece}
 }
 
 // strict takes pieces in order and asks for one at a time.
-func strict(t testing.TB, pieces int) *Picker {
-	return New(Tuning{Rare: -1, MinAhead: 1, MaxAhead: 1}, geometry(t, pieces), rand.New(rand.NewPCG(1, 2)))
+func strict(pieces int) *Picker {
+	return New(Tuning{Rare: -1, MinAhead: 1, MaxAhead: 1}, geometry(pieces), rand.New(rand.NewPCG(1, 2)))
 }
 
 func gain(q *Peer, is ...int) {
@@ -53,7 +48,7 @@ func next(t *testing.T, q *Peer, now time.Time, want int) {
 
 func TestFirstOfWhatThePeerHas(t *testing.T) {
 	now := time.Unix(1000, 0)
-	p := strict(t, 100)
+	p := strict(100)
 	a, b := p.Join(), p.Join()
 	next(t, a, now, -1) // nothing is wanted
 	want(p, 5, 70, 99)
@@ -84,7 +79,7 @@ func TestGivenBack(t *testing.T) {
 		"loses": func(q *Peer) { q.Lose(3) }, "refuses": func(q *Peer) { q.Return(3) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := strict(t, 10)
+			p := strict(10)
 			a, b := p.Join(), p.Join()
 			want(p, 3)
 			gain(a, 3)
@@ -102,7 +97,7 @@ func TestGivenBack(t *testing.T) {
 
 // TestRarest: one that few have goes first if it is its turn.
 func TestRarest(t *testing.T) {
-	p := New(Tuning{Rare: 1, Window: 4}, geometry(t, 20), rand.New(rand.NewPCG(1, 2)))
+	p := New(Tuning{Rare: 1, Window: 4}, geometry(20), rand.New(rand.NewPCG(1, 2)))
 	a, b := p.Join(), p.Join()
 	for i := range 20 {
 		p.Want(i)
@@ -120,7 +115,7 @@ func TestRarest(t *testing.T) {
 // TestAhead: a peer is asked ahead for what it sends in the given time.
 func TestAhead(t *testing.T) {
 	now := time.Unix(1000, 0)
-	p := New(Tuning{Rare: -1, Ahead: time.Second, MinAhead: piece, MaxAhead: 8 * piece}, geometry(t, 1000), rand.New(rand.NewPCG(1, 2)))
+	p := New(Tuning{Rare: -1, Ahead: time.Second, MinAhead: piece, MaxAhead: 8 * piece}, geometry(1000), rand.New(rand.NewPCG(1, 2)))
 	q := p.Join()
 	for i := range 1000 {
 		p.Want(i)
@@ -166,7 +161,7 @@ func TestAhead(t *testing.T) {
 // which has nothing else to give, but of no third one; whoever is first wins.
 func TestLate(t *testing.T) {
 	start := time.Unix(1000, 0)
-	p := strict(t, 10)
+	p := strict(10)
 	a, b, c := p.Join(), p.Join(), p.Join()
 	want(p, 0, 1)
 	gain(a, 0)
@@ -195,7 +190,7 @@ func TestLate(t *testing.T) {
 // other's work neither at the beginning nor at the end.
 func TestSteadyPeersAreNotLate(t *testing.T) {
 	now := time.Unix(1000, 0)
-	p := New(Tuning{}, geometry(t, 40), rand.New(rand.NewPCG(1, 2)))
+	p := New(Tuning{}, geometry(40), rand.New(rand.NewPCG(1, 2)))
 	var peers []*Peer
 	for range 4 {
 		q := p.Join()
@@ -290,7 +285,7 @@ func (m *model) check(t *rapid.T) {
 
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		m := &model{p: New(Tuning{}, geometry(t, modelPieces), rand.New(rand.NewPCG(1, 2))), wanted: map[int]bool{}, now: time.Unix(1000, 0)}
+		m := &model{p: New(Tuning{}, geometry(modelPieces), rand.New(rand.NewPCG(1, 2))), wanted: map[int]bool{}, now: time.Unix(1000, 0)}
 		rt.Repeat(map[string]func(*rapid.T){
 			"join": func(*rapid.T) { m.peers = append(m.peers, m.p.Join()) },
 			"leave": func(t *rapid.T) {
@@ -328,7 +323,7 @@ func BenchmarkNext(b *testing.B) {
 	const pieces, peers = 2000, 50
 	rng := rand.New(rand.NewPCG(1, 2))
 	now := time.Unix(1000, 0)
-	p := New(Tuning{}, geometry(b, pieces), rng)
+	p := New(Tuning{}, geometry(pieces), rng)
 	var qs []*Peer
 	for range peers {
 		q := p.Join()

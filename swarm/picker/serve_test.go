@@ -7,7 +7,7 @@ import (
 
 func TestPace(t *testing.T) {
 	now := time.Unix(1000, 0)
-	p := strict(t, 100)
+	p := strict(100)
 	q := p.Join()
 	gain(q, 0, 1, 2, 3, 4) // what it had when we met does not count
 	pace := func(want float64) {
