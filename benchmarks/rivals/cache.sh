@@ -3,7 +3,7 @@
 # benchmark: what many clusters have between their nodes and a registry.
 #
 #	go run ./benchmarks/pull -mode perfect,shoal,other -other-name pull-through-cache \
-#		-other-command 'benchmarks/rivals/cache.sh {{.Index}} {{.Dir}} {{.RegistryURL}}' \
+#		-other-command "$PWD/benchmarks/rivals/cache.sh {{.Index}} {{.Dir}} {{.RegistryURL}}" \
 #		-other-hosts benchmarks/rivals/cache.hosts.toml -other-ready 'http://{{.First}}:5001/v2/'
 #
 # REGISTRY names the program; `docker-registry` of Debian and Ubuntu is one.
