@@ -135,7 +135,7 @@ func (m *Mirror) fetch(ctx context.Context, p *pull, rg byteRange) (swarm.Downlo
 		origin = mortal{origin, p.ended}
 	}
 	// A small blob, and the first part of a range, are fetched before they return.
-	bounded, cancel := context.WithTimeout(ctx, m.cfg.FirstByteTimeout)
+	bounded, cancel := context.WithDeadline(ctx, m.firstByteBy(p))
 	defer cancel()
 	if p.lazy {
 		r := p.request(p.digest, p.size, origin)

@@ -56,7 +56,7 @@ func (m *Mirror) deliver(w http.ResponseWriter, r *http.Request, p *pull, dl swa
 	first := make(chan chunk, 1)
 	go func() { first <- d.read(*buf, m.cfg.Hold) }()
 	var c chunk
-	headerBy := time.NewTimer(m.cfg.FirstByteTimeout)
+	headerBy := time.NewTimer(time.Until(m.firstByteBy(p)))
 	defer headerBy.Stop()
 	select {
 	case c = <-first:
@@ -76,6 +76,9 @@ func (m *Mirror) deliver(w http.ResponseWriter, r *http.Request, p *pull, dl swa
 	}
 	return nil
 }
+
+// firstByteBy is when the header goes out at the latest.
+func (m *Mirror) firstByteBy(p *pull) time.Time { return p.began.Add(m.cfg.FirstByteTimeout) }
 
 // buffer returns one to copy n bytes with. Those for small blobs are not worth
 // keeping.

@@ -112,12 +112,12 @@ type Config struct {
 	// permission or a size. Default 2.5 s: a cold TLS connection and a token
 	// over 200 ms of latency take 2 s.
 	CheckTimeout time.Duration
-	// FirstByteTimeout bounds the wait for the first byte of a blob before the
-	// response header is sent; until then a failure is a clean 404. After it
-	// the header goes out and the wait goes on under StallTimeout. containerd
-	// 2.3 waits 30 s for a header, and the questions before the fetch take up to
-	// 7 s. Default 20 s: a client that asks for a thousand small blobs at once
-	// lets the last of them wait for more than 10 s on a busy computer.
+	// FirstByteTimeout bounds the wait for the first byte of a blob, from the
+	// request on, before the response header is sent; until then a failure is a
+	// clean 404. After it the header goes out and the wait goes on under
+	// StallTimeout. containerd 2.3 waits 30 s for a header. Default 20 s: a client
+	// that asks for a thousand small blobs at once lets the last of them wait for
+	// more than 10 s on a busy computer.
 	FirstByteTimeout time.Duration
 	// StallTimeout bounds the time in which a download brings in nothing
 	// although the client waits; then the body is cut, and the client's

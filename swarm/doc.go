@@ -14,8 +14,8 @@
 // want it from then on and trade it through BitTorrent (package engine),
 // verifying it against that sum.
 //
-// Blobs below 512 KiB, and manifests, have no torrent: one node
-// asks the origin, the others fetch from nodes that have the content.
+// Blobs below 512 KiB, and manifests, have no torrent: one node asks the origin,
+// the others fetch from nodes that have the content.
 //
 // # A part of a blob
 //
