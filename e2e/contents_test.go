@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/compression"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -175,11 +174,7 @@ const foreignPort = "5003"
 // serveForeign serves it on the registry's machine until the test ends.
 func serveForeign(t *testing.T, on *lab.Registry, layer v1.Layer) {
 	t.Helper()
-	listener, err := on.Listen(t.Context(), "tcp", "0.0.0.0:"+foreignPort)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	serve(t, on.Machine, foreignPort, func(w http.ResponseWriter, _ *http.Request) {
 		body, err := layer.Compressed()
 		if err != nil {
 			t.Error(err)
@@ -187,9 +182,7 @@ func serveForeign(t *testing.T, on *lab.Registry, layer v1.Layer) {
 		}
 		defer body.Close()
 		_, _ = io.Copy(w, body) // the client sees
-	})}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
+	})
 }
 
 // layerOf is an archive with a file; without a name, with none.

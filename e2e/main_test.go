@@ -7,6 +7,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -277,4 +278,16 @@ func nodes(l *lab.Lab, indices ...int) []*lab.Node {
 		some = append(some, l.Node(i))
 	}
 	return some
+}
+
+// serve answers on a machine of the laboratory until the test ends.
+func serve(t *testing.T, on *lab.Machine, port string, h http.HandlerFunc) {
+	t.Helper()
+	listener, err := on.Listen(t.Context(), "tcp", "0.0.0.0:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: h}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { _ = server.Close() })
 }

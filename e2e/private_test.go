@@ -326,11 +326,7 @@ func (s *tokenService) registryConfig() string {
 // serve answers on the registry's machine until the test ends.
 func (s *tokenService) serve(t *testing.T, on *lab.Registry) {
 	t.Helper()
-	listener, err := on.Listen(t.Context(), "tcp", "0.0.0.0:"+tokenPort)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	serve(t, on.Machine, tokenPort, func(w http.ResponseWriter, r *http.Request) {
 		user, password, with := r.BasicAuth()
 		scope := strings.Split(r.URL.Query().Get("scope"), ":")
 		right := user == podUser && password == podPassword
@@ -347,9 +343,7 @@ func (s *tokenService) serve(t *testing.T, on *lab.Registry) {
 			actions = []string{"pull"}
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{"token": s.token(t, scope[1], actions...), "expires_in": 300})
-	})}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
+	})
 }
 
 // token makes one for some actions on a repository.

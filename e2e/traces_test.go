@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"sync"
 	"testing"
-	"time"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
@@ -31,11 +30,7 @@ type traceCollector struct {
 // serve answers on a machine until the test ends.
 func (c *traceCollector) serve(t *testing.T, on *lab.Machine, port string) {
 	t.Helper()
-	listener, err := on.Listen(t.Context(), "tcp", "0.0.0.0:"+port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	serve(t, on, port, func(_ http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the sender was stopped
@@ -59,9 +54,7 @@ func (c *traceCollector) serve(t *testing.T, on *lab.Machine, port string) {
 				}
 			}
 		}
-	})}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
+	})
 }
 
 // root is the first span of the trace that a span belongs to, if all between have
