@@ -58,7 +58,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.BoolVar(&c.SlowFirst, "slow-first", true, "a slot goes to who gets pieces most slowly, not to who waited longest")
 	fs.Float64Var(&c.Pace, "pace", 1, "multiplies how long messages to and from the tracker are collected")
 	fs.DurationVar(&c.Look, "look", 100*time.Millisecond, "how often a node looks for late peers")
-	fs.DurationVar(&c.Linger, "linger", 10*time.Millisecond, "how long news of a piece wait before they are sent")
+	fs.DurationVar(&c.Linger, "linger", 0, "how long news of a piece wait before they are sent (default picker.Linger)")
 	fs.DurationVar(&c.Tuning.Ahead, "ahead", 0, "picker: see picker.Tuning, as for the following")
 	fs.Int64Var(&c.Tuning.MinAhead, "min-ahead", 0, "picker")
 	fs.Int64Var(&c.Tuning.MaxAhead, "max-ahead", 0, "picker")

@@ -35,8 +35,8 @@ type config struct {
 	// urgent are collected.
 	Pace float64
 	// Look is how often a node asks again although nothing happened, and
-	// Linger how long it keeps news of a piece from its peers. See package
-	// engine.
+	// Linger how long it keeps news of a piece from its peers; 0 is
+	// picker.Linger. That picker.MaxNews of them go out sooner is left out.
 	Look, Linger time.Duration
 	Tuning       picker.Tuning
 	Params       tracker.Params
@@ -74,6 +74,9 @@ func newWorld(c config) (*world, error) {
 	geo, err := chunker.GeometryOf(c.Size)
 	if err != nil {
 		return nil, err
+	}
+	if c.Linger == 0 {
+		c.Linger = picker.Linger(geo)
 	}
 	w := &world{cfg: c, geo: geo, rng: rand.New(rand.NewPCG(c.Seed, 1)), byID: map[string]*node{}}
 	w.registry = &node{link: link{up: c.RegistryRate, down: c.RegistryRate}}

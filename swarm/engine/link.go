@@ -25,10 +25,6 @@ const (
 	// maxOut is how many bytes of messages may wait for a peer that asks for more
 	// and more; those to one that behaves have a few hundred.
 	maxOut = 64 << 10
-	// linger is how long news of pieces waits for something else to be sent
-	// along with it. A packet and two wake-ups for each piece and each peer
-	// would cost more than the piece's own delivery.
-	linger = 10 * time.Millisecond
 )
 
 var (
@@ -53,10 +49,10 @@ type link struct {
 	heard   time.Time // when the last chunk came, or the first one was asked
 
 	mu    sync.Mutex
-	out   []byte    // messages to send
-	news  []byte    // those that can wait until by
-	by    time.Time // meaningless without news
-	serve []chunk   // to send, in order, when it is our turn
+	out   []byte  // messages to send
+	news  []byte  // those that can wait until something else is sent, or due is set
+	due   bool    // meaningless without news
+	serve []chunk // to send, in order, when it is our turn
 	turn  turn
 	ended bool
 	wake  chan struct{}
@@ -140,34 +136,34 @@ func (l *link) say(build func(b []byte) []byte) {
 	l.poke()
 }
 
-// tell queues news of a piece.
+// tell queues news of a piece, for the next message or for hurry.
 func (l *link) tell(i int) {
 	l.mu.Lock()
-	first := len(l.news) == 0
+	defer l.mu.Unlock()
 	l.news = appendMessage(l.news, pp.Have, uint32(i))
-	if first {
-		l.by = time.Now().Add(linger)
-	}
+}
+
+// hurry has news go out now that wait.
+func (l *link) hurry() {
+	l.mu.Lock()
+	l.due = len(l.news) > 0
+	due := l.due
 	l.mu.Unlock()
-	if first {
+	if due {
 		l.poke()
 	}
 }
 
 // write sends what is queued until the connection ends.
 func (l *link) write() error {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	impatience := time.AfterFunc(time.Hour, func() { l.t.e.turns.yield(l) })
 	defer impatience.Stop()
 	buf := make([]byte, 0, pieceHeader+chunker.ChunkLength)
 	for {
-		b, c, wait := l.next(buf[:0])
-		if wait != 0 {
-			timer.Reset(max(wait, 0))
+		b, c := l.next(buf[:0])
+		if len(b) == 0 && c.n == 0 {
 			select {
 			case <-l.wake:
-			case <-timer.C:
 			case <-l.gone:
 				return nil
 			}
@@ -181,9 +177,6 @@ func (l *link) write() error {
 		}
 		if cap(b) <= 2*cap(buf) {
 			buf = b
-		}
-		if len(b) == 0 {
-			continue
 		}
 		if err := l.c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 			return err
@@ -208,26 +201,22 @@ func (l *link) write() error {
 }
 
 // next takes what is to be sent: messages, appended to b, and then a chunk, if
-// its length is not zero. If there is nothing wait is how long to wait.
-func (l *link) next(b []byte) (_ []byte, c chunk, wait time.Duration) {
+// its length is not zero.
+func (l *link) next(b []byte) ([]byte, chunk) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	serve := l.turn == sending && len(l.serve) > 0
-	if len(l.out) == 0 && !serve {
-		if len(l.news) == 0 {
-			return b, c, time.Hour
-		}
-		if wait = time.Until(l.by); wait > 0 {
-			return b, c, wait
-		}
+	if len(l.out) == 0 && !serve && !l.due {
+		return b, chunk{}
 	}
 	b = append(append(b, l.out...), l.news...)
-	l.out, l.news = l.out[:0], l.news[:0]
-	if serve {
-		c = l.serve[0]
-		l.serve = l.serve[1:]
+	l.out, l.news, l.due = l.out[:0], l.news[:0], false
+	if !serve {
+		return b, chunk{}
 	}
-	return b, c, 0
+	c := l.serve[0]
+	l.serve = l.serve[1:]
+	return b, c
 }
 
 // continues says whether more of a piece is to be sent next.

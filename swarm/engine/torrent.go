@@ -60,7 +60,11 @@ type Torrent struct {
 	links    map[*link]struct{}
 	line     []*link // that wait for their turn
 	tries    uint64
-	queue    []func() // events, for run to call
+	untold   int         // pieces that were announced since news went out last
+	news     *time.Timer // when they go out next, if untold is not zero
+	queue    []func()    // events, see callOwner
+
+	calling sync.Mutex // held while the owner is called; taken before mu
 }
 
 // failure is what is known of a piece that does not verify.
@@ -102,6 +106,8 @@ func (e *Engine) Add(id chunker.Identity, b *chunker.Blob, ev Events) (*Torrent,
 	e.torrents[hash] = t
 	e.met.torrents.Inc()
 	t.life, t.cancel = context.WithCancel(e.life)
+	t.news = time.AfterFunc(time.Hour, t.sendNews)
+	t.news.Stop()
 	go t.run()
 	return t, nil
 }
@@ -115,6 +121,7 @@ func (t *Torrent) Drop() {
 		t.e.mu.Unlock()
 		t.mu.Lock()
 		t.dropped = true
+		t.news.Stop()
 		for l := range t.links {
 			l.end()
 		}
@@ -223,8 +230,28 @@ func (t *Torrent) over(i int) {
 // announce tells the peers of a piece: also those that have said that they have
 // it, which may have had to withdraw it since.
 func (t *Torrent) announce(i int) {
+	if t.dropped {
+		return
+	}
 	for l := range t.links {
 		l.tell(i)
+	}
+	switch t.untold++; t.untold {
+	case 1:
+		t.news.Reset(picker.Linger(t.id.Geometry))
+	case picker.MaxNews:
+		t.news.Reset(0)
+	}
+}
+
+// sendNews has news go out that wait, to all peers at once: one wake-up of the
+// process instead of one for each.
+func (t *Torrent) sendNews() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.untold = 0
+	for l := range t.links {
+		l.hurry()
 	}
 }
 
@@ -392,8 +419,13 @@ func (t *Torrent) hear(l *link, m message) error {
 	return nil
 }
 
-// settle takes in a piece that a peer has sent.
+// settle takes in a piece that a peer has sent, and tells the owner.
 func (t *Torrent) settle(l *link, i int, p []byte) {
+	t.take(l, i, p)
+	t.callOwner()
+}
+
+func (t *Torrent) take(l *link, i int, p []byte) {
 	fresh, err := t.blob.TakePiece(i, p)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -417,10 +449,24 @@ func (t *Torrent) settle(l *link, i int, p []byte) {
 	l.ask(time.Now())
 }
 
-// tellOwner has run call f, in order.
-func (t *Torrent) tellOwner(f func()) {
-	t.queue = append(t.queue, f)
-	t.poke()
+// tellOwner has the next callOwner call f.
+func (t *Torrent) tellOwner(f func()) { t.queue = append(t.queue, f) }
+
+// callOwner tells the owner what happened, in order, unless the torrent is dropped.
+// No lock is held.
+func (t *Torrent) callOwner() {
+	t.calling.Lock()
+	defer t.calling.Unlock()
+	t.mu.Lock()
+	queue := t.queue
+	t.queue = nil
+	t.mu.Unlock()
+	for _, f := range queue {
+		if t.life.Err() != nil {
+			return
+		}
+		f()
+	}
 }
 
 // Stats of a torrent, in bytes of pieces since it was added.

@@ -26,8 +26,7 @@ func (t *Torrent) poke() {
 	}
 }
 
-// run is the torrent's goroutine: it calls the owner, dials, and watches the
-// clock.
+// run is the torrent's goroutine: it dials, and watches the clock.
 func (t *Torrent) run() {
 	defer close(t.done)
 	timer := time.NewTimer(0)
@@ -38,9 +37,6 @@ func (t *Torrent) run() {
 			return
 		case <-t.wake:
 		case <-timer.C:
-		}
-		if !t.callOwner() {
-			return
 		}
 		now := time.Now()
 		t.mu.Lock()
@@ -79,23 +75,6 @@ func sooner(a, b time.Time) time.Time {
 		return b
 	}
 	return a
-}
-
-// callOwner tells the owner what happened; false: the torrent is dropped.
-func (t *Torrent) callOwner() bool {
-	t.mu.Lock()
-	queue := t.queue
-	t.queue = nil
-	t.mu.Unlock()
-	for _, f := range queue {
-		select {
-		case <-t.life.Done():
-			return false
-		default:
-		}
-		f()
-	}
-	return true
 }
 
 // failed judges a piece that could not be taken in. Torrent.mu is held, as for

@@ -23,7 +23,8 @@
 // # Whom to serve
 //
 // A node sends to few peers at a time ([Slots]); of those that wait the one that
-// gains pieces most slowly ([Peer.Pace]) is next.
+// gains pieces most slowly ([Peer.Pace]) is next. News of the pieces that it has got
+// wait a little for each other ([Linger], [MaxNews]).
 //
 // # Slow peers and the end
 //
