@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-dev/shoal/e2e/lab"
 )
@@ -51,22 +53,35 @@ func TestIdleMemory(t *testing.T) {
 	}
 }
 
-// TestTimerSlack: Shoal runs with the timers that spare its runtime most of the
-// naps, without a setting of the host's.
-func TestTimerSlack(t *testing.T) {
+// TestRelaxed: Shoal runs with the timers that spare its runtime most of the naps,
+// and after containerd where a processor is short, without a setting of the host's.
+func TestRelaxed(t *testing.T) {
 	l := newLab(t, lab.Config{Nodes: 1})
+	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	// Of all threads: the runtime's monitor is the one that matters.
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", l.Node(0).Shoal().PID()))
 	if err != nil || len(threads) < 2 {
 		t.Fatalf("threads %v: %v", threads, err)
 	}
 	for _, thread := range threads {
-		got, err := os.ReadFile(filepath.Join("/proc", filepath.Base(thread), "timerslack_ns"))
+		id := filepath.Base(thread)
+		got, err := os.ReadFile(filepath.Join("/proc", id, "timerslack_ns"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if s := strings.TrimSpace(string(got)); s != "1000000" {
-			t.Errorf("thread %s has a timer slack of %s ns", thread, s)
+			t.Errorf("thread %s has a timer slack of %s ns", id, s)
+		}
+		tid, err := strconv.Atoi(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// getpriority(2) gives 20 minus the nice level.
+		if p, err := unix.Getpriority(unix.PRIO_PROCESS, tid); err != nil || own-p != 5 {
+			t.Errorf("thread %s: nice level %d (%v), the test's own is %d", id, 20-p, err, 20-own)
 		}
 	}
 }
