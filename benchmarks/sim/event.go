@@ -27,7 +27,8 @@ const (
 	evChunk                 // a chunk has arrived
 	evRequest               // a request has arrived
 	evCancel                // the cancellation of a request has arrived
-	evHave                  // a node's peers hear that it has a piece
+	evNews                  // a node tells its peers what it has got
+	evHave                  // they hear of a piece
 	evLease                 // a source begins to send a lease
 	evBroken                // a lease's source turns out to be gone
 	evUp                    // a message arrives at the tracker

@@ -58,6 +58,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.BoolVar(&c.SlowFirst, "slow-first", true, "a slot goes to who gets pieces most slowly, not to who waited longest")
 	fs.Float64Var(&c.Pace, "pace", 1, "multiplies how long messages to and from the tracker are collected")
 	fs.DurationVar(&c.Look, "look", 100*time.Millisecond, "how often a node looks for late peers")
+	fs.IntVar(&c.MaxNews, "max-news", picker.MaxNews, "of how many pieces news wait at most")
 	fs.DurationVar(&c.Linger, "linger", 0, "how long news of a piece wait before they are sent (default picker.Linger)")
 	fs.DurationVar(&c.Tuning.Ahead, "ahead", 0, "picker: see picker.Tuning, as for the following")
 	fs.Int64Var(&c.Tuning.MinAhead, "min-ahead", 0, "picker")

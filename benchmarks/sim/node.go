@@ -33,6 +33,9 @@ type node struct {
 	asked []uint8 // of how many peers each piece is asked
 	jobs  map[uint64]*job
 
+	news   []int32 // pieces that the peers are to hear of
+	newsAt moment  // when
+
 	session bool         // with the tracker
 	out     tracker.Up   // what the tracker is to hear
 	outPost post         // when it goes
@@ -268,13 +271,33 @@ func (w *world) gain(n *node, i int) {
 		n.prefix++
 	}
 	w.unwant(n, i)
-	w.push(w.now.add(w.cfg.Linger+w.cfg.Latency), event{kind: evHave, node: n, piece: int32(i)})
+	n.news = append(n.news, int32(i))
+	switch len(n.news) {
+	case 1:
+		n.newsAt = w.now.add(w.cfg.Linger)
+		w.push(n.newsAt, event{kind: evNews, node: n})
+	case w.cfg.MaxNews:
+		n.newsAt = w.now
+		w.push(n.newsAt, event{kind: evNews, node: n})
+	}
 	if n.count == w.geo.NumPieces() {
 		n.done = w.now
 		w.missing--
 		n.out.Whole, n.out.WholeSize = true, w.geo.Size
 		w.say(n)
 	}
+}
+
+// tell sends a node's news to all its peers. With other messages they do not go here,
+// as they do in package engine.
+func (w *world) tell(n *node) {
+	if w.now != n.newsAt {
+		return // they went out sooner
+	}
+	for _, i := range n.news {
+		w.push(w.now.add(w.cfg.Latency), event{kind: evHave, node: n, piece: i})
+	}
+	n.news = n.news[:0]
 }
 
 // unwant takes a piece back from the peers that were asked for it.

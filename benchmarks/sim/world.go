@@ -35,9 +35,10 @@ type config struct {
 	// urgent are collected.
 	Pace float64
 	// Look is how often a node asks again although nothing happened, and
-	// Linger how long it keeps news of a piece from its peers; 0 is
-	// picker.Linger. That picker.MaxNews of them go out sooner is left out.
+	// Linger how long it keeps news of a piece from its peers, unless it has
+	// MaxNews of them; 0 is picker.Linger. See package engine.
 	Look, Linger time.Duration
+	MaxNews      int
 	Tuning       picker.Tuning
 	Params       tracker.Params
 
@@ -189,6 +190,8 @@ func (w *world) happen(e event) {
 		w.request(e.stream, e.piece)
 	case evCancel:
 		w.cancel(e.stream, e.piece)
+	case evNews:
+		w.tell(e.node)
 	case evHave:
 		w.announced(e.node, int(e.piece))
 	case evLease:
