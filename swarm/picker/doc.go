@@ -10,9 +10,9 @@
 // A piece is asked of one peer at a time. Of those that a peer has and nobody
 // was asked for, mostly the first one of the blob is taken, since a blob is
 // read from its beginning: whoever unpacks it can work while it comes. Now and
-// then ([Tuning.Rare]) it is the rarest of the next [Tuning.Window] pieces, so
-// that what few have spreads before they leave, and neighbours have something
-// to trade.
+// then ([Tuning.Rare]), and whenever no other peer has that first one, it is the
+// rarest of the next [Tuning.Window] pieces, so that what few have spreads before
+// they leave, and neighbours have something to trade.
 //
 // # How much to ask
 //

@@ -112,6 +112,44 @@ func TestRarest(t *testing.T) {
 	}
 }
 
+// TestAlone: of what only one of several peers has, all who ask do not ask for the
+// same piece.
+func TestAlone(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		others int  // peers beside it
+		shared bool // one of them has it all, too
+		spread bool
+	}{
+		{"nobody else has it", 2, false, true},
+		{"another one has it", 2, true, false},
+		{"there is nobody else", 0, false, false},
+	} {
+		asked := map[int]bool{}
+		for seed := range uint64(20) { // who asks
+			p := New(Tuning{Rare: 1e-9}, geometry(20), rand.New(rand.NewPCG(1, seed)))
+			q := p.Join()
+			for k := range tc.others {
+				o := p.Join()
+				for i := range 20 {
+					if k == 0 && tc.shared {
+						o.Gain(i)
+					}
+				}
+			}
+			for i := range 20 {
+				p.Want(i)
+				q.Gain(i)
+			}
+			i, _ := q.Next(time.Unix(1000, 0))
+			asked[i] = true
+		}
+		if spread := len(asked) > 10; spread != tc.spread || !spread && len(asked) != 1 {
+			t.Errorf("%s: 20 nodes ask for %d different pieces", tc.name, len(asked))
+		}
+	}
+}
+
 // TestAhead: a peer is asked ahead for what it sends in the given time.
 func TestAhead(t *testing.T) {
 	now := time.Unix(1000, 0)
