@@ -55,10 +55,10 @@ type ahead struct {
 // ahead begins for the pull of one layer; end ends it and lets go of what nobody
 // has asked for until then.
 func (m *Mirror) ahead(ctx context.Context, p *pull) (end func()) {
-	m.underway.start(p.digest)
+	m.engaged.start(p.digest)
 	e, _ := m.catalog.get(p.repo, p.digest)
 	if len(e.layers) == 0 {
-		return func() { m.underway.stop(p.digest) }
+		return func() { m.engaged.stop(p.digest) }
 	}
 	a := &ahead{m: m, p: p, held: map[digest.Digest]swarm.Download{p.digest: nil}}
 	ctx, cancel := context.WithCancel(ctx)
@@ -70,11 +70,11 @@ func (m *Mirror) ahead(ctx context.Context, p *pull) (end func()) {
 	return func() {
 		cancel()
 		<-done
-		m.underway.stop(p.digest)
+		m.engaged.stop(p.digest)
 		for d, dl := range a.held {
 			if dl != nil {
 				dl.Close()
-				m.underway.stop(d)
+				m.engaged.stop(d)
 			}
 		}
 	}
@@ -107,14 +107,14 @@ func (a *ahead) take(ctx context.Context, l ocispec.Descriptor) bool {
 		a.held[l.Digest] = nil
 		return true
 	}
-	if !a.m.underway.start(l.Digest) {
-		a.m.underway.stop(l.Digest)
+	if !a.m.engaged.start(l.Digest) {
+		a.m.engaged.stop(l.Digest)
 		a.held[l.Digest] = nil
 		return true
 	}
 	dl := a.fetch(ctx, l)
 	if dl == nil {
-		a.m.underway.stop(l.Digest)
+		a.m.engaged.stop(l.Digest)
 		return false
 	}
 	a.held[l.Digest] = dl
@@ -137,24 +137,24 @@ func (a *ahead) fetch(ctx context.Context, l ocispec.Descriptor) swarm.Download 
 	return dl
 }
 
-// underway counts who is at a blob on this node: requests and aheads.
-type underway struct {
+// engaged counts who is at a blob on this node: requests and aheads.
+type engaged struct {
 	mu sync.Mutex
 	n  map[digest.Digest]int
 }
 
 // start says whether it is the first one.
-func (u *underway) start(d digest.Digest) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.n[d]++
-	return u.n[d] == 1
+func (e *engaged) start(d digest.Digest) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.n[d]++
+	return e.n[d] == 1
 }
 
-func (u *underway) stop(d digest.Digest) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.n[d]--; u.n[d] == 0 {
-		delete(u.n, d)
+func (e *engaged) stop(d digest.Digest) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.n[d]--; e.n[d] == 0 {
+		delete(e.n, d)
 	}
 }

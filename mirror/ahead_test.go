@@ -59,8 +59,8 @@ func TestLayersAhead(t *testing.T) {
 		if has(2) || has(3) {
 			t.Errorf("node %d has a layer that nobody pulled", k)
 		}
-		if len(tm.underway.n) != 0 {
-			t.Errorf("node %d believes %v to be under way", k, tm.underway.n)
+		if len(tm.engaged.n) != 0 {
+			t.Errorf("node %d believes %v to be under way", k, tm.engaged.n)
 		}
 	}
 }

@@ -146,7 +146,7 @@ type Mirror struct {
 	grants     *grants
 	catalog    *catalog
 	cooldown   *cooldown
-	underway   underway
+	engaged   engaged
 	delivered  delivered
 	buffers    sync.Pool // of *[]byte, copyBuffer long
 	handler    http.Handler
@@ -182,7 +182,7 @@ func New(c Config) (*Mirror, error) {
 	m := &Mirror{
 		cfg: c, met: newMetrics(c.Registerer), registries: regs,
 		grants: newGrants(c.GrantTTL, c.OutageGrace), catalog: newCatalog(), cooldown: newCooldown(),
-		underway: underway{n: map[digest.Digest]int{}}, delivered: newDelivered(),
+		engaged: engaged{n: map[digest.Digest]int{}}, delivered: newDelivered(),
 	}
 	if m.callers, err = newCallers(c.Upstream, c.Authorization); err != nil {
 		return nil, fmt.Errorf("new mirror: %w", err)
