@@ -23,14 +23,22 @@ type clocks struct {
 	at    time.Time
 }
 
-// compare takes in the Date of an answer that arrived just now. The way here
-// makes a clock look slow by as long as it took, which callTimeout bounds.
+// compare takes in the Date of an answer that arrived just now. A date leaves out
+// what is below a second, so the skew is the least that explains it: a clock that is
+// right has none. The way here makes a clock look slow by as long as it took, which
+// callTimeout bounds.
 func (c *clocks) compare(date string, now time.Time) {
 	there, err := http.ParseTime(date)
 	if err != nil {
 		return
 	}
-	skew := there.Sub(now.Truncate(time.Second))
+	var skew time.Duration
+	switch first, last := there.Sub(now), there.Add(time.Second).Sub(now); {
+	case first > 0:
+		skew = first
+	case last < 0:
+		skew = last
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if skew.Abs() < c.worst.Abs() && now.Sub(c.at) < skewMemory {

@@ -20,12 +20,13 @@ func TestClocks(t *testing.T) {
 		want  float64
 	}{
 		{"in time", 0, "", 0, 0},
-		{"ahead", time.Second, "", 5 * time.Second, 5},
-		{"a lesser one does not hide it", 2 * time.Second, "", -time.Second, 5},
-		{"behind, and worse", 3 * time.Second, "", -40 * time.Second, -40},
-		{"no date", 4 * time.Second, "yesterday", 0, -40},
-		{"still remembered", 9 * time.Minute, "", 0, -40},
-		{"forgotten", 14 * time.Minute, "", time.Second, 1},
+		{"dated in the second before", 300 * time.Millisecond, "", -50 * time.Millisecond, 0},
+		{"ahead", time.Second, "", 5 * time.Second, 4.3},
+		{"a lesser one does not hide it", 2 * time.Second, "", -time.Second, 4.3},
+		{"behind, and worse", 3 * time.Second, "", -40 * time.Second, -39.7},
+		{"no date", 4 * time.Second, "yesterday", 0, -39.7},
+		{"still remembered", 9 * time.Minute, "", 0, -39.7},
+		{"forgotten", 14 * time.Minute, "", time.Second, 0.3},
 	} {
 		now := start.Add(step.after)
 		date := step.date

@@ -70,7 +70,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"result"}),
 		skew: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "shoal_peer_clock_skew_seconds",
-			Help: "Largest difference, seen within ten minutes, between the clock of another node and this one's, positive or negative; whole seconds.",
+			Help: "Largest difference, seen within ten minutes, between the clock of another node and this one's, positive or negative: the least that explains the dates of its answers.",
 		}),
 	}
 	// What alerts count has to be there before it happens: an increase from
