@@ -9,8 +9,9 @@ import (
 const (
 	// MaxNews is how many pieces' news wait for each other at most: on fast links,
 	// where many come within a [Linger], a peer should not run out of what it can
-	// ask for.
-	MaxNews = 16
+	// ask for. The last of 100 simulated nodes at 1 Gbit/s took 1.049 of the bound
+	// for 1 GiB with 4, as without any wait above 10 ms, and 1.055 with 16.
+	MaxNews = 4
 
 	lingerPerPiece = 25 * time.Microsecond
 	minLinger      = 10 * time.Millisecond
