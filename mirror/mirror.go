@@ -146,7 +146,7 @@ type Mirror struct {
 	grants     *grants
 	catalog    *catalog
 	cooldown   *cooldown
-	engaged   engaged
+	engaged    engaged
 	delivered  delivered
 	buffers    sync.Pool // of *[]byte, copyBuffer long
 	handler    http.Handler
