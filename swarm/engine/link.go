@@ -136,24 +136,6 @@ func (l *link) say(build func(b []byte) []byte) {
 	l.poke()
 }
 
-// tell queues news of a piece, for the next message or for hurry.
-func (l *link) tell(i int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.news = appendMessage(l.news, pp.Have, uint32(i))
-}
-
-// hurry has news go out now that wait.
-func (l *link) hurry() {
-	l.mu.Lock()
-	l.due = len(l.news) > 0
-	due := l.due
-	l.mu.Unlock()
-	if due {
-		l.poke()
-	}
-}
-
 // write sends what is queued until the connection ends.
 func (l *link) write() error {
 	impatience := time.AfterFunc(time.Hour, func() { l.t.e.turns.yield(l) })

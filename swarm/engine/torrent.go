@@ -227,34 +227,6 @@ func (t *Torrent) over(i int) {
 	}
 }
 
-// announce tells the peers of a piece: also those that have said that they have
-// it, which may have had to withdraw it since.
-func (t *Torrent) announce(i int) {
-	if t.dropped {
-		return
-	}
-	for l := range t.links {
-		l.tell(i)
-	}
-	switch t.untold++; t.untold {
-	case 1:
-		t.news.Reset(picker.Linger(t.id.Geometry))
-	case picker.MaxNews:
-		t.news.Reset(0)
-	}
-}
-
-// sendNews has news go out that wait, to all peers at once: one wake-up of the
-// process instead of one for each.
-func (t *Torrent) sendNews() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.untold = 0
-	for l := range t.links {
-		l.hurry()
-	}
-}
-
 // askAll asks all peers for what they should be asked for now.
 func (t *Torrent) askAll(now time.Time) {
 	for l := range t.links {
@@ -447,26 +419,6 @@ func (t *Torrent) take(l *link, i int, p []byte) {
 		t.failed(l, i, err)
 	}
 	l.ask(time.Now())
-}
-
-// tellOwner has the next callOwner call f.
-func (t *Torrent) tellOwner(f func()) { t.queue = append(t.queue, f) }
-
-// callOwner tells the owner what happened, in order, unless the torrent is dropped.
-// No lock is held.
-func (t *Torrent) callOwner() {
-	t.calling.Lock()
-	defer t.calling.Unlock()
-	t.mu.Lock()
-	queue := t.queue
-	t.queue = nil
-	t.mu.Unlock()
-	for _, f := range queue {
-		if t.life.Err() != nil {
-			return
-		}
-		f()
-	}
 }
 
 // Stats of a torrent, in bytes of pieces since it was added.

@@ -77,6 +77,26 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
+// tellOwner has the next callOwner call f. Torrent.mu is held.
+func (t *Torrent) tellOwner(f func()) { t.queue = append(t.queue, f) }
+
+// callOwner tells the owner what happened, in order, unless the torrent is dropped.
+// No lock is held.
+func (t *Torrent) callOwner() {
+	t.calling.Lock()
+	defer t.calling.Unlock()
+	t.mu.Lock()
+	queue := t.queue
+	t.queue = nil
+	t.mu.Unlock()
+	for _, f := range queue {
+		if t.life.Err() != nil {
+			return
+		}
+		f()
+	}
+}
+
 // failed judges a piece that could not be taken in. Torrent.mu is held, as for
 // the following.
 func (t *Torrent) failed(l *link, i int, err error) {
