@@ -33,8 +33,8 @@ type node struct {
 	asked []uint8 // of how many peers each piece is asked
 	jobs  map[uint64]*job
 
-	news   []int32 // pieces that the peers are to hear of
-	newsAt moment  // when
+	news     []int32 // pieces that the peers are to hear of
+	newsPost post    // when they do
 
 	session bool         // with the tracker
 	out     tracker.Up   // what the tracker is to hear
@@ -272,13 +272,12 @@ func (w *world) gain(n *node, i int) {
 	}
 	w.unwant(n, i)
 	n.news = append(n.news, int32(i))
-	switch len(n.news) {
-	case 1:
-		n.newsAt = w.now.add(w.cfg.Linger)
-		w.push(n.newsAt, event{kind: evNews, node: n})
-	case w.cfg.MaxNews:
-		n.newsAt = w.now
-		w.push(n.newsAt, event{kind: evNews, node: n})
+	at := w.now.add(w.cfg.Linger)
+	if len(n.news) >= w.cfg.MaxNews {
+		at = w.now
+	}
+	if n.newsPost.plan(at) {
+		w.push(at, event{kind: evNews, node: n})
 	}
 	if n.count == w.geo.NumPieces() {
 		n.done = w.now
@@ -291,8 +290,8 @@ func (w *world) gain(n *node, i int) {
 // tell sends a node's news to all its peers. With other messages they do not go here,
 // as they do in package engine.
 func (w *world) tell(n *node) {
-	if w.now != n.newsAt {
-		return // they went out sooner
+	if !n.newsPost.due(w.now) {
+		return
 	}
 	for _, i := range n.news {
 		w.push(w.now.add(w.cfg.Latency), event{kind: evHave, node: n, piece: i})

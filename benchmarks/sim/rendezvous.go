@@ -25,14 +25,16 @@ type rendezvous struct {
 // post is when a box's contents go out next; -1: not planned.
 type post struct{ next, last moment }
 
-// plan says whether to schedule the post, and when.
-func (p *post) plan(now moment, pace time.Duration) (at moment, ok bool) {
-	at = max(now, p.last.add(pace))
+// paced is when the post may go at the soonest.
+func (p *post) paced(now moment, pace time.Duration) moment { return max(now, p.last.add(pace)) }
+
+// plan says whether to schedule the post for then: it does not go sooner already.
+func (p *post) plan(at moment) bool {
 	if p.next >= 0 && p.next <= at {
-		return 0, false
+		return false
 	}
 	p.next = at
-	return at, true
+	return true
 }
 
 // due says whether the post goes now; otherwise it has gone before.
@@ -67,7 +69,7 @@ func (w *world) say(n *node) {
 	if n.out.Urgent() {
 		pace = 0
 	}
-	if at, ok := n.outPost.plan(w.now, pace); ok {
+	if at := n.outPost.paced(w.now, pace); n.outPost.plan(at) {
 		w.push(at, event{kind: evFlushUp, node: n})
 	}
 }
@@ -145,7 +147,7 @@ func (w *world) deliver(out []tracker.Out) {
 		if n.in.Urgent() {
 			wait = 0
 		}
-		if at, ok := n.inPost.plan(w.now, wait); ok {
+		if at := n.inPost.paced(w.now, wait); n.inPost.plan(at) {
 			w.push(at, event{kind: evFlushDown, node: n})
 		}
 	}

@@ -96,7 +96,7 @@ func (w *world) add(rate float64) *node {
 	pieces := w.geo.NumPieces()
 	n := &node{
 		id: fmt.Sprintf("n%04d", len(w.nodes)), link: link{up: rate, down: rate},
-		joined: -1, done: -1, died: -1, outPost: post{next: -1}, inPost: post{next: -1},
+		joined: -1, done: -1, died: -1, newsPost: post{next: -1}, outPost: post{next: -1}, inPost: post{next: -1},
 		have: chunker.NewBitfield(pieces), known: chunker.NewBitfield(pieces), byID: map[string]*half{}, asked: make([]uint8, pieces), jobs: map[uint64]*job{},
 	}
 	n.pick = w.newPicker()

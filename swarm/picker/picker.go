@@ -22,8 +22,8 @@ type Tuning struct {
 	// chunk, the least that can be asked for; the most is what Ahead comes to
 	// at 6.7 Gbit/s, and bounds what a peer may owe.
 	MinAhead, MaxAhead int64
-	// Rare is how often, of 1, the rarest piece goes before the first one; less
-	// than 0 is never.
+	// Rare is how often, of 1, the rarest piece goes before the first one if
+	// others have that, too; less than 0 is never, whoever has it.
 	// 100 simulated nodes at 200 Mbit/s: 1.090 of the bound with 1/16, 1.079
 	// with 1/4, 1.071 with 1; the readable beginning is behind what was
 	// received by 5.4 % of the blob with 1/16 to 1/2, and 7.6 % with 1.
@@ -291,7 +291,7 @@ func (q *Peer) ahead(now time.Time) int64 {
 func (q *Peer) choose() int {
 	p := q.p
 	first := p.open.nextIn(q.has, 0)
-	if first < 0 || !q.alone(first) && p.rng.Float64() >= p.tune.Rare || p.tune.Rare < 0 {
+	if first < 0 || p.tune.Rare < 0 || !q.alone(first) && p.rng.Float64() >= p.tune.Rare {
 		return first
 	}
 	best, ties := first, 1

@@ -118,28 +118,29 @@ func TestAlone(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		others int  // peers beside it
-		shared bool // one of them has it all, too
+		shared bool // they have it all, too
 		spread bool
 	}{
 		{"nobody else has it", 2, false, true},
-		{"another one has it", 2, true, false},
+		{"others have it", 2, true, false},
 		{"there is nobody else", 0, false, false},
 	} {
 		asked := map[int]bool{}
 		for seed := range uint64(20) { // who asks
 			p := New(Tuning{Rare: 1e-9}, geometry(20), rand.New(rand.NewPCG(1, seed)))
 			q := p.Join()
-			for k := range tc.others {
+			have := []*Peer{q}
+			for range tc.others {
 				o := p.Join()
-				for i := range 20 {
-					if k == 0 && tc.shared {
-						o.Gain(i)
-					}
+				if tc.shared {
+					have = append(have, o)
 				}
 			}
 			for i := range 20 {
 				p.Want(i)
-				q.Gain(i)
+				for _, h := range have {
+					h.Gain(i)
+				}
 			}
 			i, _ := q.Next(time.Unix(1000, 0))
 			asked[i] = true
