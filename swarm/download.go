@@ -396,10 +396,13 @@ func (d *download) handle(m tracker.Down) {
 	if m.Error != "" {
 		d.log.Warn().Str("error", m.Error).Msg("tracker refused us")
 	}
+	tor := d.torrent()
+	if tor == nil {
+		return // over
+	}
 	d.learn(m.Sums)
 	turned := false
 	d.mu.Lock()
-	tor := d.tor
 	if !d.vit.tracked {
 		d.vit.tracked, d.vit.trackedSince = true, time.Now()
 	}
@@ -421,22 +424,21 @@ func (d *download) handle(m tracker.Down) {
 		d.dealt = m.Beat.Free == 0
 		d.out.SetPace(tracker.PaceUp(m.Beat.Pullers))
 	}
+	granted := make([]func(), 0, len(m.Grants))
 	for _, l := range m.Grants {
 		ctx, cancel := context.WithCancel(d.ctx)
 		d.leases[l.ID] = lease{l, cancel}
-		d.leaseRun.Go(func() { d.fulfil(ctx, cancel, l) })
+		granted = append(granted, func() { d.fulfil(ctx, cancel, l) })
 	}
 	d.mu.Unlock()
 	if turned {
 		d.n.requeue()
 	}
-	if tor == nil {
-		return
-	}
-	for _, l := range m.Grants {
-		if !l.Whole {
+	for k, work := range granted {
+		if l := m.Grants[k]; !l.Whole {
 			tor.Unwant(pieces(l)...) // they would come twice
 		}
+		d.leaseRun.Go(work) // which wants them again if it fails
 	}
 	for _, i := range m.Forget {
 		d.blob.Reject(i)

@@ -267,7 +267,8 @@ func (r *leaseReader) Read(p []byte) (int, error) {
 // patience watches over the download: it ends it when nobody reads, and helps
 // itself from the origin when the swarm does not deliver.
 func (d *download) patience(ctx context.Context) error {
-	tick := time.NewTicker(min(d.n.cfg.Patience/5, time.Second))
+	looks := tracker.Looks{Every: min(d.n.cfg.Patience/5, time.Second)}
+	tick := time.NewTicker(looks.Every)
 	defer tick.Stop()
 	var morePeers time.Time
 	var swarmBytes int64
@@ -279,7 +280,8 @@ func (d *download) patience(ctx context.Context) error {
 			return ctx.Err()
 		case <-d.starved:
 			reason = helpStarved
-		case now := <-tick.C:
+		case <-tick.C:
+			now := time.Now() // the tick's own time is when it was due
 			if d.abandoned(now) && !d.blob.Complete() {
 				return errAbandoned
 			}
@@ -291,7 +293,9 @@ func (d *download) patience(ctx context.Context) error {
 				morePeers = now
 				d.out.Put(tracker.Up{MorePeers: true})
 			}
-			reason, _ = impatient(d.vitals(), d.n.cfg.Patience, now)
+			if !looks.Skip(now) {
+				reason, _ = impatient(d.vitals(), d.n.cfg.Patience, now)
+			}
 		}
 		if reason == "" || d.blob.Complete() {
 			continue

@@ -82,7 +82,8 @@ func New(cfg Config) *Tracker {
 
 // Run drives the clock until ctx ends.
 func (t *Tracker) Run(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
+	looks := Looks{Every: time.Second}
+	tick := time.NewTicker(looks.Every)
 	defer tick.Stop()
 	sweep := time.NewTicker(InventoryTTL / 15)
 	defer sweep.Stop()
@@ -91,7 +92,9 @@ func (t *Tracker) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			t.tick()
+			if !looks.Skip(time.Now()) {
+				t.tick()
+			}
 		case <-sweep.C:
 			t.mu.Lock()
 			t.inv.expire(time.Now())

@@ -1,0 +1,38 @@
+package tracker
+
+import "time"
+
+// Looks are those at a clock, one each time Every has passed, by somebody who gives
+// up what has not moved for a while. The zero value but for Every is ready for use;
+// it is not safe for concurrent use.
+//
+// A process that stood still, since its machine was suspended or moved, or its
+// processor time was used up, finds everything silent when it goes on: what came
+// meanwhile is yet to be read. A tracker that gave up all leases then would bar all
+// pullers from the registry at once, and have each of them help itself there.
+type Looks struct {
+	Every time.Duration
+	last  time.Time
+	rest  time.Time // when what came meanwhile will have been read
+}
+
+// Skip says that this look comes soon after one that was so late that the process
+// must have stood still, or is that one. The first look after that judges, late or
+// not: a process that is always late has to decide nevertheless. now is the time of
+// the look; a ticker tells when it was due.
+func (l *Looks) Skip(now time.Time) bool {
+	gap := now.Sub(l.last)
+	first, resting := l.last.IsZero(), !l.rest.IsZero()
+	l.last = now
+	switch {
+	case resting && now.Before(l.rest):
+		return true
+	case resting:
+		l.rest = time.Time{}
+		return false
+	case first || gap <= 2*l.Every:
+		return false
+	}
+	l.rest = now.Add(l.Every)
+	return true
+}
