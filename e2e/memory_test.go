@@ -54,7 +54,8 @@ func TestIdleMemory(t *testing.T) {
 }
 
 // TestRelaxed: Shoal runs with the timers that spare its runtime most of the naps,
-// and after containerd where a processor is short, without a setting of the host's.
+// and after containerd where a processor is short, without a setting of the host's,
+// and is found by its name.
 func TestRelaxed(t *testing.T) {
 	l := newLab(t, lab.Config{Nodes: 1})
 	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
@@ -68,6 +69,13 @@ func TestRelaxed(t *testing.T) {
 	}
 	for _, thread := range threads {
 		id := filepath.Base(thread)
+		name, err := os.ReadFile(filepath.Join("/proc", id, "comm"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := strings.TrimSpace(string(name)); s != "shoal" {
+			t.Errorf("thread %s is called %q", id, s)
+		}
 		got, err := os.ReadFile(filepath.Join("/proc", id, "timerslack_ns"))
 		if err != nil {
 			t.Fatal(err)

@@ -47,5 +47,8 @@ func relax() {
 	if p, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
 		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 20-p+niceness)
 	}
-	_ = syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+	// By its own path: the name that ps, top and pgrep know is the last part of it.
+	if path, err := os.Executable(); err == nil {
+		_ = syscall.Exec(path, os.Args, os.Environ())
+	}
 }
