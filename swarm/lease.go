@@ -22,7 +22,7 @@ const (
 	// renewalWait is how long a lease waits for other credentials when the
 	// registry refuses those at hand: a client's request for a new token and
 	// its next one here, and less than a lease may stand still
-	// (tracker.Params.LeaseTimeout, a third of it near the end).
+	// (tracker.Params.LeaseTimeout; near the end another may get it sooner).
 	renewalWait = 1500 * time.Millisecond
 )
 
@@ -267,7 +267,7 @@ func (r *leaseReader) Read(p []byte) (int, error) {
 // patience watches over the download: it ends it when nobody reads, and helps
 // itself from the origin when the swarm does not deliver.
 func (d *download) patience(ctx context.Context) error {
-	looks := tracker.Looks{Every: min(d.n.cfg.Patience/5, time.Second)}
+	looks := tracker.Looks{Every: min(d.n.cfg.Patience/5, time.Second), Rest: time.Second}
 	tick := time.NewTicker(looks.Every)
 	defer tick.Stop()
 	var morePeers time.Time

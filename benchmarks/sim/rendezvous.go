@@ -134,7 +134,7 @@ func (w *world) tick() {
 	out = append(out, r.m.Tick(w.now.time())...)
 	r.cpu += time.Since(began)
 	w.deliver(out)
-	w.push(w.now.add(time.Second), event{kind: evTick})
+	w.push(w.now.add(tracker.TickEvery), event{kind: evTick})
 }
 
 // deliver puts messages into the boxes of their receivers.

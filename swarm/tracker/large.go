@@ -52,6 +52,7 @@ type Large struct {
 	barred   time.Time
 	progress int64
 	starved  bool
+	told     time.Time // when the pullers heard last how things stand
 }
 
 type pieceState struct {
@@ -62,6 +63,8 @@ type pieceState struct {
 	leased *lease
 	sum    chunker.Sum
 	by     string
+	// hurried is how often a lease on it was given to another early.
+	hurried uint8
 }
 
 type puller struct {
@@ -233,49 +236,6 @@ func (l *Large) Handle(node string, u Up, now time.Time) []Out {
 	return append(out, l.finish()...)
 }
 
-// impatientFrom is with how many incomplete pullers a lease that stands still is
-// given up three times sooner once nothing else is left to lease. A node that
-// falls silent near the end holds up everyone: of 50 simulated nodes of which 5
-// did so, the last took 1.41 of the bound before and 1.29 after. With few
-// pullers it could happen that all of them are barred from a slow registry.
-const impatientFrom = 4
-
-// Tick expires what time expires; call it about once a second.
-func (l *Large) Tick(now time.Time) []Out {
-	var out []Out
-	timeout := l.p.LeaseTimeout
-	if l.frees == 0 && l.lacking >= impatientFrom {
-		// All wait for what is leased, and there are others to fetch it.
-		timeout /= 3
-	}
-	for _, p := range l.sorted {
-		for _, id := range sortedIDs(p.leases) {
-			ls := p.leases[id]
-			if now.Sub(ls.lastMove) < timeout {
-				continue
-			}
-			l.bar(p, ls.Source, now)
-			l.end(ls)
-			out = append(out, Out{p.id, Down{Revoke: []uint64{id}}})
-		}
-		if p.complete && !p.graceEnd.IsZero() && now.After(p.graceEnd) {
-			p.graceEnd = time.Time{}
-			l.disown(p)
-		}
-	}
-	out = append(out, l.grant(now)...)
-	for _, p := range l.sorted {
-		if !p.complete {
-			out = append(out, Out{p.id, Down{Beat: l.beat(), Peers: l.introduce(p, l.p.MaxPeers-len(p.met))}})
-		}
-	}
-	return out
-}
-
-func (l *Large) beat() *Beat {
-	return &Beat{Progress: l.progress, Pullers: l.lacking, Holders: len(l.holders), Free: l.frees}
-}
-
 // later notes whether p has another layer to fetch before this one.
 func (l *Large) later(p *puller, later bool) {
 	switch {
@@ -435,14 +395,8 @@ func (l *Large) gain(p *puller, i int, now time.Time) {
 		ls.lastMove = now
 	}
 	if ls.left == 0 {
-		if took := now.Sub(ls.began).Seconds(); ls.to == p && took > 0 {
-			_, last := l.g.Piece(ls.First + ls.Count - 1)
-			rate := float64(int64(ls.Count-1)*l.g.PieceLength+last) / took
-			// The shorter a lease, the more of its time is the wait for
-			// the first byte; so the rate rises quickly and falls slowly.
-			p.rate = max(rate, (p.rate+rate)/2)
-		}
 		if ls.to == p {
+			l.judge(ls, now)
 			delete(p.bars, ls.Source)
 		}
 		l.end(ls)

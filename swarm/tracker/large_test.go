@@ -336,33 +336,6 @@ func TestNextLeaseComesInTime(t *testing.T) {
 	}
 }
 
-// TestTheEndIsImpatient: a lease that stands still is given up sooner when all
-// wait for it.
-func TestTheEndIsImpatient(t *testing.T) {
-	const size = 8 << 20
-	for _, all := range []bool{false, true} {
-		l := newLarge(t, size, Params{LeaseMin: 1, OriginStreams: 40})
-		for i := range 5 {
-			l.Join(hello(fmt.Sprint(i), size, true), epoch)
-		}
-		now := epoch.Add(2 * time.Second)
-		if all { // all pieces but those under lease have come in
-			for i := range l.pieces {
-				if l.free(i) {
-					l.Handle("4", Up{Got: []int{i}}, now)
-				}
-			}
-		}
-		revoked := 0
-		for _, o := range l.Tick(now) {
-			revoked += len(o.Down.Revoke)
-		}
-		if (revoked > 0) != all {
-			t.Errorf("nothing left to lease %v: %d leases revoked after 2 s", all, revoked)
-		}
-	}
-}
-
 // check verifies the invariants that Large documents.
 func (l *Large) check(now time.Time) error {
 	under := map[*lease]int{}

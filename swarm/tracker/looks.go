@@ -3,8 +3,7 @@ package tracker
 import "time"
 
 // Looks are those at a clock, one each time Every has passed, by somebody who gives
-// up what has not moved for a while. The zero value but for Every is ready for use;
-// it is not safe for concurrent use.
+// up what has not moved for a while. It is not safe for concurrent use.
 //
 // A process that stood still, since its machine was suspended or moved, or its
 // processor time was used up, finds everything silent when it goes on: what came
@@ -12,8 +11,11 @@ import "time"
 // pullers from the registry at once, and have each of them help itself there.
 type Looks struct {
 	Every time.Duration
+	// Rest is how long it takes to read what came while the process stood still.
+	Rest time.Duration
+
 	last  time.Time
-	rest  time.Time // when what came meanwhile will have been read
+	until time.Time // of a rest; zero: there is none
 }
 
 // Skip says that this look comes soon after one that was so late that the process
@@ -22,17 +24,17 @@ type Looks struct {
 // the look; a ticker tells when it was due.
 func (l *Looks) Skip(now time.Time) bool {
 	gap := now.Sub(l.last)
-	first, resting := l.last.IsZero(), !l.rest.IsZero()
+	first, resting := l.last.IsZero(), !l.until.IsZero()
 	l.last = now
 	switch {
-	case resting && now.Before(l.rest):
+	case resting && now.Before(l.until):
 		return true
 	case resting:
-		l.rest = time.Time{}
+		l.until = time.Time{}
 		return false
 	case first || gap <= 2*l.Every:
 		return false
 	}
-	l.rest = now.Add(l.Every)
+	l.until = now.Add(l.Rest)
 	return true
 }

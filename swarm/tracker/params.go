@@ -7,7 +7,7 @@ type Params struct {
 	// LeaseTimeout is how long a lease may go without a byte before another
 	// puller gets it. Default 5 s: longer than a TCP retransmission series on
 	// a bad link, shorter than the patience of any client. When nothing is
-	// left to lease and everyone waits, a third of it is enough.
+	// left to lease and everyone waits, a fifth of it is enough at first.
 	LeaseTimeout time.Duration
 	// LeaseTime is how long one lease should last at the speed its puller
 	// has shown; it sets the lease's length. Default 1 s. Short ones keep the

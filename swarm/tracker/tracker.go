@@ -3,7 +3,9 @@ package tracker
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -80,11 +82,17 @@ func New(cfg Config) *Tracker {
 	return &Tracker{cfg: cfg, met: newMetrics(cfg.Registerer), inv: newInventory(InventoryTTL), swarms: map[key]*swarm{}}
 }
 
+// TickEvery is how often time is looked at: a quarter of the shortest time that is
+// waited for, see [Large.Tick].
+const TickEvery = 250 * time.Millisecond
+
 // Run drives the clock until ctx ends.
 func (t *Tracker) Run(ctx context.Context) error {
-	looks := Looks{Every: time.Second}
+	looks := Looks{Every: TickEvery, Rest: time.Second}
 	tick := time.NewTicker(looks.Every)
 	defer tick.Stop()
+	hold := time.NewTicker(time.Second)
+	defer hold.Stop()
 	sweep := time.NewTicker(InventoryTTL / 15)
 	defer sweep.Stop()
 	for {
@@ -95,6 +103,8 @@ func (t *Tracker) Run(ctx context.Context) error {
 			if !looks.Skip(time.Now()) {
 				t.tick()
 			}
+		case <-hold.C:
+			t.refresh()
 		case <-sweep.C:
 			t.mu.Lock()
 			t.inv.expire(time.Now())
@@ -106,19 +116,26 @@ func (t *Tracker) Run(ctx context.Context) error {
 
 func (t *Tracker) tick() {
 	t.mu.Lock()
-	all := make(map[key]*swarm, len(t.swarms))
-	holders := make(map[key][]string, len(t.swarms))
+	all := slices.Collect(maps.Values(t.swarms))
+	t.mu.Unlock()
+	for _, sw := range all {
+		sw.mu.Lock()
+		sw.deliver(sw.m.Tick(time.Now()))
+		sw.mu.Unlock()
+	}
+}
+
+// refresh has the swarms let go of holders that left the cluster.
+func (t *Tracker) refresh() {
+	t.mu.Lock()
+	holders := make(map[*swarm][]string, len(t.swarms))
 	for k, sw := range t.swarms {
-		all[k] = sw
-		_, holders[k] = t.inv.holders(k.digest, t.cfg.Live)
+		_, holders[sw] = t.inv.holders(k.digest, t.cfg.Live)
 	}
 	t.mu.Unlock()
-	for k, sw := range all {
+	for sw, nodes := range holders {
 		sw.mu.Lock()
-		now := time.Now()
-		// Holders that left the cluster go here.
-		out := sw.m.SetHolders(holders[k], now)
-		sw.deliver(append(out, sw.m.Tick(now)...))
+		sw.deliver(sw.m.SetHolders(nodes, time.Now()))
 		sw.mu.Unlock()
 	}
 }
