@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,6 +94,19 @@ func TestTrouble(t *testing.T) {
 				}
 			},
 			copies: 2,
+		},
+		{
+			name: "peer stands still",
+			// As on a suspended machine, for longer than a lease may. Others get
+			// what it had leases on, and what only it had.
+			strike: func(t *testing.T, _ *lab.Lab, bystander, _ *lab.Node) {
+				stop := bystander.Shoal().Signal(syscall.SIGSTOP)
+				time.Sleep(7 * time.Second)
+				if err := errors.Join(stop, bystander.Shoal().Signal(syscall.SIGCONT)); err != nil {
+					t.Fatal(err)
+				}
+			},
+			copies: 1.2,
 		},
 		{
 			name: "shoal restarted",
