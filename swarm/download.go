@@ -401,6 +401,12 @@ func (d *download) handle(m tracker.Down) {
 		return // over
 	}
 	d.learn(m.Sums)
+	// They would come twice. A lease wants them again if it fails, so it begins later.
+	for _, l := range m.Grants {
+		if !l.Whole {
+			tor.Unwant(pieces(l)...)
+		}
+	}
 	turned := false
 	d.mu.Lock()
 	if !d.vit.tracked {
@@ -424,21 +430,14 @@ func (d *download) handle(m tracker.Down) {
 		d.dealt = m.Beat.Free == 0
 		d.out.SetPace(tracker.PaceUp(m.Beat.Pullers))
 	}
-	granted := make([]func(), 0, len(m.Grants))
 	for _, l := range m.Grants {
 		ctx, cancel := context.WithCancel(d.ctx)
 		d.leases[l.ID] = lease{l, cancel}
-		granted = append(granted, func() { d.fulfil(ctx, cancel, l) })
+		d.leaseRun.Go(func() { d.fulfil(ctx, cancel, l) })
 	}
 	d.mu.Unlock()
 	if turned {
 		d.n.requeue()
-	}
-	for k, work := range granted {
-		if l := m.Grants[k]; !l.Whole {
-			tor.Unwant(pieces(l)...) // they would come twice
-		}
-		d.leaseRun.Go(work) // which wants them again if it fails
 	}
 	for _, i := range m.Forget {
 		d.blob.Reject(i)

@@ -267,7 +267,7 @@ func (r *leaseReader) Read(p []byte) (int, error) {
 // patience watches over the download: it ends it when nobody reads, and helps
 // itself from the origin when the swarm does not deliver.
 func (d *download) patience(ctx context.Context) error {
-	looks := tracker.Looks{Every: min(d.n.cfg.Patience/5, time.Second), Rest: time.Second}
+	looks := tracker.Looks{Every: min(d.n.cfg.Patience/5, time.Second)}
 	tick := time.NewTicker(looks.Every)
 	defer tick.Stop()
 	var morePeers time.Time

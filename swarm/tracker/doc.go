@@ -24,7 +24,7 @@
 // and can go to the client, and are sized to about a second of the speed that
 // the puller has shown. The next one is granted a little before that is over. A
 // lease without progress for [Params.LeaseTimeout] is revoked and given to
-// another.
+// another; sooner if nothing else is left to lease and all wait for it.
 //
 // Leases were chosen over letting all pullers download from one seed inside
 // the swarm: that measured 2.7 to 5 times the physical bound, leases 1.01 to

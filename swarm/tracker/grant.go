@@ -3,6 +3,7 @@ package tracker
 import (
 	"cmp"
 	"container/heap"
+	"iter"
 	"slices"
 	"time"
 )
@@ -87,10 +88,19 @@ func (l *Large) end(ls *lease) {
 	if l.wholeOut == ls {
 		l.wholeOut = nil
 	}
-	for i := ls.First; i < ls.First+ls.Count; i++ {
-		if l.pieces[i].leased == ls {
-			l.pieces[i].leased = nil
-			l.freed(i)
+	for i := range l.missing(ls) {
+		l.pieces[i].leased = nil
+		l.freed(i)
+	}
+}
+
+// missing are the pieces of a lease that have not come.
+func (l *Large) missing(ls *lease) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for i := ls.First; i < ls.First+ls.Count; i++ {
+			if l.pieces[i].leased == ls && !yield(i) {
+				return
+			}
 		}
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"testing"
 	"time"
-
-	"github.com/shoal-dev/shoal/chunker"
 )
 
 // TestABurstSaysLittleOfSpeed: a lease that is over at once, since its bytes were in
@@ -24,11 +22,7 @@ func TestABurstSaysLittleOfSpeed(t *testing.T) {
 		out = nil
 		for _, ls := range mine {
 			longest = max(longest, ls.Count)
-			var have []PieceSum
-			for i := ls.First; i < ls.First+ls.Count; i++ {
-				have = append(have, PieceSum{Index: i, Sum: chunker.SumOf([]byte{byte(i)})})
-			}
-			out = append(out, l.Handle("7", Up{Have: have}, now)...)
+			out = append(out, l.Handle("7", Up{Have: fulfilled(ls)}, now)...)
 		}
 		now = now.Add(5 * time.Millisecond)
 	}

@@ -64,7 +64,7 @@ type pieceState struct {
 	sum    chunker.Sum
 	by     string
 	// hurried is how often a lease on it was given to another early.
-	hurried uint8
+	hurried int8
 }
 
 type puller struct {

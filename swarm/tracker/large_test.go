@@ -40,6 +40,15 @@ func grants(out []Out) map[string][]Lease {
 	return g
 }
 
+// fulfilled is what a puller tells of a lease that it has worked off.
+func fulfilled(ls Lease) Sums {
+	var have Sums
+	for i := ls.First; i < ls.First+ls.Count; i++ {
+		have = append(have, PieceSum{Index: i, Sum: chunker.SumOf([]byte{byte(i)})})
+	}
+	return have
+}
+
 func TestLoneNodeGetsSeveralStreamsInOrder(t *testing.T) {
 	l := newLarge(t, 64<<20, Params{})
 	got := grants(l.Join(hello("a", 64<<20, true), epoch))["a"]
@@ -100,11 +109,7 @@ func TestLaterPullersGetOneLease(t *testing.T) {
 		for _, p := range l.sorted {
 			for _, id := range sortedIDs(p.leases) {
 				ls := p.leases[id]
-				var have Sums
-				for i := ls.First; i < ls.First+ls.Count; i++ {
-					have = append(have, PieceSum{Index: i, Sum: chunker.SumOf([]byte{byte(i)})})
-				}
-				for _, o := range l.Handle(p.id, Up{Have: have}, epoch) {
+				for _, o := range l.Handle(p.id, Up{Have: fulfilled(ls.Lease)}, epoch) {
 					if o.Down.Beat != nil && o.Down.Beat.Free == 0 {
 						told[o.To]++
 					}

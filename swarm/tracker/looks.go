@@ -11,30 +11,26 @@ import "time"
 // pullers from the registry at once, and have each of them help itself there.
 type Looks struct {
 	Every time.Duration
-	// Rest is how long it takes to read what came while the process stood still.
-	Rest time.Duration
-
 	last  time.Time
 	until time.Time // of a rest; zero: there is none
 }
+
+// rest is how long it takes to read what came while the process stood still: twice
+// what a lease that moves may wait with its news of that.
+const rest = time.Second
 
 // Skip says that this look comes soon after one that was so late that the process
 // must have stood still, or is that one. The first look after that judges, late or
 // not: a process that is always late has to decide nevertheless. now is the time of
 // the look; a ticker tells when it was due.
 func (l *Looks) Skip(now time.Time) bool {
-	gap := now.Sub(l.last)
-	first, resting := l.last.IsZero(), !l.until.IsZero()
+	late := !l.last.IsZero() && now.Sub(l.last) > 2*l.Every
 	l.last = now
 	switch {
-	case resting && now.Before(l.until):
-		return true
-	case resting:
+	case l.until.IsZero() && late:
+		l.until = now.Add(rest)
+	case !now.Before(l.until):
 		l.until = time.Time{}
-		return false
-	case first || gap <= 2*l.Every:
-		return false
 	}
-	l.until = now.Add(l.Rest)
-	return true
+	return !l.until.IsZero()
 }

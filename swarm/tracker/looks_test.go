@@ -6,7 +6,7 @@ import (
 )
 
 func TestLooks(t *testing.T) {
-	l := Looks{Every: time.Second, Rest: time.Second}
+	l := Looks{Every: time.Second}
 	now := time.Now()
 	for i, c := range []struct {
 		after time.Duration

@@ -1,9 +1,6 @@
 package tracker
 
-import (
-	"math"
-	"time"
-)
+import "time"
 
 // impatientFrom is with how many incomplete pullers a lease that stands still is
 // given to another five times sooner once nothing else is left to lease: all wait
@@ -11,10 +8,18 @@ import (
 // silent the last took 1.41 of the bound without that, and 1.29 so.
 const impatientFrom = 4
 
-// beatEvery is how often pullers hear how things stand.
-const beatEvery = time.Second
+const (
+	// TickEvery is how often time is looked at: a quarter of the least that is
+	// waited for, see hurry.
+	TickEvery = 250 * time.Millisecond
+	// beatEvery is how often pullers hear how things stand.
+	beatEvery = time.Second
+	// hurries is how often a lease on a piece goes to another early; for the next
+	// one it would take longer than LeaseTimeout.
+	hurries = 3
+)
 
-// Tick expires what time expires; call it several times a second.
+// Tick expires what time expires; call it each [TickEvery].
 func (l *Large) Tick(now time.Time) []Out {
 	var out []Out
 	last := l.frees == 0 && l.lacking >= impatientFrom
@@ -62,21 +67,17 @@ func (l *Large) hurry(ls *lease) time.Duration {
 	if ls.Whole {
 		return l.p.LeaseTimeout
 	}
-	var tries uint8
-	for i := ls.First; i < ls.First+ls.Count; i++ {
-		if s := &l.pieces[i]; s.leased == ls {
-			tries = max(tries, s.hurried)
-		}
+	var tries int8
+	for i := range l.missing(ls) {
+		tries = max(tries, l.pieces[i].hurried)
 	}
-	return l.p.LeaseTimeout / 5 << min(tries, 3)
+	return l.p.LeaseTimeout / 5 << tries
 }
 
 // hurried notes another try for what is missing of a lease.
 func (l *Large) hurried(ls *lease) {
-	for i := ls.First; i < ls.First+ls.Count; i++ {
-		if s := &l.pieces[i]; s.leased == ls && s.hurried < math.MaxUint8 {
-			s.hurried++
-		}
+	for i := range l.missing(ls) {
+		l.pieces[i].hurried = min(l.pieces[i].hurried+1, hurries)
 	}
 }
 

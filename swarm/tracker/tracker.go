@@ -82,13 +82,9 @@ func New(cfg Config) *Tracker {
 	return &Tracker{cfg: cfg, met: newMetrics(cfg.Registerer), inv: newInventory(InventoryTTL), swarms: map[key]*swarm{}}
 }
 
-// TickEvery is how often time is looked at: a quarter of the shortest time that is
-// waited for, see [Large.Tick].
-const TickEvery = 250 * time.Millisecond
-
 // Run drives the clock until ctx ends.
 func (t *Tracker) Run(ctx context.Context) error {
-	looks := Looks{Every: TickEvery, Rest: time.Second}
+	looks := Looks{Every: TickEvery}
 	tick := time.NewTicker(looks.Every)
 	defer tick.Stop()
 	hold := time.NewTicker(time.Second)
