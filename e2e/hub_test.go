@@ -34,6 +34,11 @@ func TestHub(t *testing.T) {
 		}
 		if n := now["GET manifest"] - asked["GET manifest"]; n != gets {
 			t.Errorf("%s: %.0f GETs of manifests, want %.0f", when, n, gets)
+			for _, n := range l.Nodes() {
+				for _, line := range logged(t, n, img.Manifest.Digest) {
+					t.Logf("%s: %+v", n.Name, line)
+				}
+			}
 		}
 		if n := now["HEAD manifest"] - asked["HEAD manifest"]; n > heads {
 			t.Errorf("%s: %.0f HEADs of manifests, want at most %.0f", when, n, heads)

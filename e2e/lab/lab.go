@@ -103,7 +103,8 @@ func (e *BusyError) Error() string {
 }
 
 // New builds a laboratory. The nodes' containerd (and Shoal, if configured)
-// answer when it returns. What a killed run left behind is removed first.
+// answer when it returns, and every Shoal has met all others. What a killed run
+// left behind is removed first.
 func New(ctx context.Context, c Config) (_ *Lab, err error) {
 	if err := c.validate(); err != nil {
 		return nil, fmt.Errorf("make laboratory: %w", err)
@@ -168,6 +169,9 @@ func New(ctx context.Context, c Config) (_ *Lab, err error) {
 		g.Go(func() error { return l.bringUp(gctx, n) })
 	}
 	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	if err := l.assemble(ctx); err != nil {
 		return nil, err
 	}
 	c.Log.Info().Int("nodes", c.Nodes).Stringer("rate", c.Rate).Stringer("registry", c.RegistryRate).

@@ -181,7 +181,9 @@ func (s *Small) source(p *smallPuller, now time.Time) (source string, ok, wait b
 	if best != "" {
 		return best, true, true
 	}
-	if wait || s.originOut {
+	// Whoever fetches from a holder that failed p is a holder next. Only those that
+	// have a lease are waited for, so that not all wait.
+	if wait || s.originOut || s.fetching(p) {
 		return "", false, true
 	}
 	b, barred := p.bars[""]
@@ -189,6 +191,16 @@ func (s *Small) source(p *smallPuller, now time.Time) (source string, ok, wait b
 		return "", true, true
 	}
 	return "", false, false
+}
+
+// fetching says that another puller than p has a lease.
+func (s *Small) fetching(p *smallPuller) bool {
+	for _, q := range s.pullers {
+		if q != p && q.lease.ID != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Small) sorted() []*smallPuller {

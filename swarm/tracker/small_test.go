@@ -53,6 +53,37 @@ func TestSmallOriginFailureGoesToTheNext(t *testing.T) {
 	}
 }
 
+// A holder that one puller cannot reach, since it has not heard of it yet, say.
+func TestSmallSourceFailureWaitsForTheOthers(t *testing.T) {
+	s := newSmall(Params{SmallStreams: 2})
+	s.SetHolders([]string{"h"}, epoch)
+	a := grants(s.Join(hello("a", 0, true), epoch))["a"]
+	b := grants(s.Join(hello("b", 0, true), epoch))["b"]
+	if len(a) != 1 || len(b) != 1 || a[0].Source != "h" || b[0].Source != "h" {
+		t.Fatalf("got %+v and %+v, want a lease on h each", a, b)
+	}
+	out := s.Handle("a", Up{Failed: []Failure{{a[0].ID, FailSource}}}, epoch)
+	if len(out) != 0 {
+		t.Errorf("h failed a while b fetches from it: got %+v, want a to wait", out)
+	}
+	out = s.Handle("b", Up{Whole: true, WholeSize: 10}, epoch)
+	if g := grants(out)["a"]; len(g) != 1 || g[0].Source != "b" {
+		t.Errorf("b has it: a got %+v, want a lease on b", g)
+	}
+}
+
+func TestSmallSourceFailureOfAllAsksTheOrigin(t *testing.T) {
+	s := newSmall(Params{SmallStreams: 2})
+	s.SetHolders([]string{"h"}, epoch)
+	a := grants(s.Join(hello("a", 0, true), epoch))["a"]
+	b := grants(s.Join(hello("b", 0, true), epoch))["b"]
+	s.Handle("a", Up{Failed: []Failure{{a[0].ID, FailSource}}}, epoch)
+	out := s.Handle("b", Up{Failed: []Failure{{b[0].ID, FailSource}}}, epoch)
+	if g := grants(out); len(g["a"])+len(g["b"]) != 1 {
+		t.Errorf("h failed both: got %+v, want one of them to ask the origin", out)
+	}
+}
+
 func TestSmallWithoutSourceIsToldAtOnce(t *testing.T) {
 	s := newSmall(Params{})
 	out := s.Join(hello("a", 0, false), epoch)
