@@ -350,9 +350,10 @@ func TestClientThatDoesNotRead(t *testing.T) {
 // TestUpstreamHangs: one client waits for CheckTimeout, the next ones for
 // nothing.
 func TestUpstreamHangs(t *testing.T) {
+	const timeout = 2 * time.Second
 	reg := newRegistry(t)
 	img := reg.pushImage(t, "app", "v1", 1000)
-	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), func(c *Config) { c.CheckTimeout = 400 * time.Millisecond }, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), func(c *Config) { c.CheckTimeout = timeout }, reg.name)
 	reg.hang()
 	if r := tm.do(t, http.MethodGet, img.blobURL(reg, img.layers[0])); r.status != http.StatusNotFound {
 		t.Fatalf("%d", r.status)
@@ -366,7 +367,7 @@ func TestUpstreamHangs(t *testing.T) {
 		if r.status != http.StatusNotFound || r.reason() != reasonUpstream {
 			t.Errorf("%s: %d %s", target, r.status, r.body)
 		}
-		if r.took > 300*time.Millisecond {
+		if r.took > timeout/2 {
 			t.Errorf("%s: a miss took %s", target, r.took)
 		}
 	}
