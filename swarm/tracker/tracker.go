@@ -36,7 +36,7 @@ type Tracker struct {
 	cfg Config
 	met *metrics
 
-	mu     sync.Mutex
+	mu     sync.Mutex // taken before a swarm's
 	inv    *inventory
 	swarms map[key]*swarm
 }
@@ -124,16 +124,23 @@ func (t *Tracker) tick() {
 // refresh has the swarms let go of holders that left the cluster.
 func (t *Tracker) refresh() {
 	t.mu.Lock()
-	holders := make(map[*swarm][]string, len(t.swarms))
-	for k, sw := range t.swarms {
-		_, holders[sw] = t.inv.holders(k.digest, t.cfg.Live)
-	}
+	all := maps.Clone(t.swarms)
 	t.mu.Unlock()
-	for sw, nodes := range holders {
-		sw.mu.Lock()
-		sw.deliver(sw.m.SetHolders(nodes, time.Now()))
+	for k, sw := range all {
+		holders := t.lock(k, sw)
+		sw.deliver(sw.m.SetHolders(holders, time.Now()))
 		sw.mu.Unlock()
 	}
+}
+
+// lock locks a swarm and returns who holds its blob. The inventory is held until the
+// swarm is, so that what it hears later reaches the swarm later.
+func (t *Tracker) lock(k key, sw *swarm) (holders []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, holders = t.inv.holders(k.digest, t.cfg.Live)
+	sw.mu.Lock()
+	return holders
 }
 
 // Join opens a session for a checked hello. The first messages are in the
@@ -141,11 +148,11 @@ func (t *Tracker) refresh() {
 func (t *Tracker) Join(h *Hello) (*Session, error) {
 	k := key{h.Digest, h.Size}
 	for {
-		sw, holders, err := t.swarm(k)
+		sw, err := t.swarm(k)
 		if err != nil {
 			return nil, err
 		}
-		sw.mu.Lock()
+		holders := t.lock(k, sw)
 		if sw.dead {
 			sw.mu.Unlock()
 			continue
@@ -163,12 +170,11 @@ func (t *Tracker) Join(h *Hello) (*Session, error) {
 	}
 }
 
-func (t *Tracker) swarm(k key) (*swarm, []string, error) {
+func (t *Tracker) swarm(k key) (*swarm, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, holders := t.inv.holders(k.digest, t.cfg.Live)
 	if sw := t.swarms[k]; sw != nil {
-		return sw, holders, nil
+		return sw, nil
 	}
 	sw := &swarm{sessions: map[string]*Session{}, fresh: t.inv.blobs[k.digest] == nil}
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
@@ -177,13 +183,13 @@ func (t *Tracker) swarm(k key) (*swarm, []string, error) {
 	} else {
 		g, err := chunker.GeometryOf(k.size)
 		if err != nil {
-			return nil, nil, fmt.Errorf("track %s: %w", k.digest, err)
+			return nil, fmt.Errorf("track %s: %w", k.digest, err)
 		}
 		sw.m = NewLarge(t.cfg.Params, g, rng)
 	}
 	t.swarms[k] = sw
 	t.met.swarms.Set(float64(len(t.swarms)))
-	return sw, holders, nil
+	return sw, nil
 }
 
 // deliver puts messages into the outboxes; sw.mu is held, which keeps their
@@ -271,24 +277,19 @@ func (t *Tracker) Announce(node string, added []Item, removed []digest.Digest) {
 			changed = append(changed, d)
 		}
 	}
-	type update struct {
-		sw      *swarm
-		holders []string
-	}
-	var ups []update
+	touched := map[key]*swarm{}
 	for _, d := range changed {
 		for k, sw := range t.swarms {
 			if k.digest == d {
-				_, h := t.inv.holders(d, t.cfg.Live)
-				ups = append(ups, update{sw, h})
+				touched[k] = sw
 			}
 		}
 	}
 	t.mu.Unlock()
-	for _, u := range ups {
-		u.sw.mu.Lock()
-		u.sw.deliver(u.sw.m.SetHolders(u.holders, now))
-		u.sw.mu.Unlock()
+	for k, sw := range touched {
+		holders := t.lock(k, sw)
+		sw.deliver(sw.m.SetHolders(holders, now))
+		sw.mu.Unlock()
 	}
 }
 

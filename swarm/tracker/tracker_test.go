@@ -1,7 +1,10 @@
 package tracker
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -52,6 +55,49 @@ func TestNewBytes(t *testing.T) {
 				t.Errorf("%v bytes counted as new, want %v", n, c.want)
 			}
 		})
+	}
+}
+
+// TestOneOrder: what the inventory says of a blob reaches its swarm in the order in
+// which it came, whoever comes at the same moment. A node that joined with what was
+// so before another one had the content, and was heard after that, was sent to the
+// registry for it.
+func TestOneOrder(t *testing.T) {
+	tr := New(Config{Live: func(string) bool { return true }})
+	for i := range 2000 {
+		d := digest.FromString(fmt.Sprint("one order ", i))
+		first, err := tr.Join(&Hello{Digest: d, Node: "first", Origin: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		all.Go(func() {
+			if err := first.Handle(Up{Whole: true, WholeSize: 1}); err != nil {
+				t.Error(err)
+			}
+		})
+		all.Go(func() { tr.Announce("other", nil, []digest.Digest{d}) })
+		all.Go(tr.refresh)
+		for range 3 {
+			all.Go(func() {
+				node := fmt.Sprint("next ", rand.Int())
+				next, err := tr.Join(&Hello{Digest: d, Node: node, Origin: true})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer next.Close()
+				down, _ := next.Next(t.Context())
+				if g := down.Grants; len(g) != 1 || g[0].Source != "first" {
+					t.Errorf("blob %d: the next node got %+v, want a lease on the first", i, down)
+				}
+			})
+		}
+		all.Wait()
+		first.Close()
+		if t.Failed() {
+			return
+		}
 	}
 }
 
