@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -122,13 +123,16 @@ func TestSpecification(t *testing.T) {
 // must refuse nothing that the registry has, but for digests other than sha256.
 func TestConformance(t *testing.T) {
 	reg := newRegistry(t)
-	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), func(c *Config) { c.DefaultRegistry = reg.name }, reg.name)
+	tm := newMirror(t, new(cluster).join(t), newClient(t, reg), func(c *Config) {
+		c.DefaultRegistry = reg.name
+		c.CheckTimeout = time.Minute // it takes its time with a manifest of 4 MiB, in a race detector
+	}, reg.name)
 	var served atomic.Int64
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		read := r.Method == http.MethodGet || r.Method == http.MethodHead
 		pull := read && (strings.Contains(r.URL.Path, "/manifests/") || strings.Contains(r.URL.Path, "/blobs/sha"))
+		first := httptest.NewRecorder()
 		if pull {
-			first := httptest.NewRecorder()
 			tm.Handler().ServeHTTP(first, r)
 			if first.Code != http.StatusNotFound {
 				served.Add(1)
@@ -139,7 +143,7 @@ func TestConformance(t *testing.T) {
 		second := httptest.NewRecorder()
 		reg.Config.Handler.ServeHTTP(second, r)
 		if pull && second.Code < 300 && !strings.Contains(r.URL.Path, "sha512:") {
-			t.Errorf("%s %s: the mirror refused what the registry has", r.Method, r.URL)
+			t.Errorf("%s %s: the mirror refused what the registry has: %s", r.Method, r.URL, first.Body)
 		}
 		replay(w, second)
 	}))
