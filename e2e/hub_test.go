@@ -60,9 +60,9 @@ func TestHub(t *testing.T) {
 	for _, n := range l.Nodes() {
 		reboot(t, n)
 		// Alone it would know nothing of what the registry has given to whom.
-		eventually(t, n.Name+" to have met the others again", func() bool {
-			return metric(t, n, "shoal_members") == float64(len(l.Nodes()))
-		})
+		if err := n.Meet(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	// Two at a time, so that the others have what these are to get from them.
 	for some := range slices.Chunk(l.Nodes(), 2) {

@@ -171,8 +171,12 @@ func New(ctx context.Context, c Config) (_ *Lab, err error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	if err := l.assemble(ctx); err != nil {
-		return nil, err
+	if l.cfg.Shoal != "" {
+		for _, n := range l.Nodes() {
+			if err := n.Meet(ctx); err != nil {
+				return nil, err
+			}
+		}
 	}
 	c.Log.Info().Int("nodes", c.Nodes).Stringer("rate", c.Rate).Stringer("registry", c.RegistryRate).
 		Str("dir", l.Dir).Msg("the laboratory is up")

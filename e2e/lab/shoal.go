@@ -136,29 +136,23 @@ func (n *Node) StartShoal(ctx context.Context, more ...string) error {
 	})
 }
 
-// assemble waits until every node's Shoal has met all others. One that starts
-// hears of those that start beside it by gossip, which takes up to a second; until
-// then two nodes may differ on who is a blob's tracker.
-func (l *Lab) assemble(ctx context.Context) error {
-	all := l.Nodes()
-	for _, n := range all {
-		p := n.Shoal()
-		if p == nil {
-			continue
-		}
-		err := waitFor(ctx, p, func() error {
-			m, err := n.Metrics(ctx)
-			if err != nil {
-				return err
-			}
-			if met := int(m["shoal_members"]); met != len(all) {
-				return fmt.Errorf("it has met %d of %d members", met, len(all))
-			}
-			return nil
-		})
+// Meet waits until the node's Shoal has met those of all other nodes. It hears of
+// those that start beside it by gossip, which takes up to a second; until then two
+// nodes may differ on who is a blob's tracker.
+func (n *Node) Meet(ctx context.Context) error {
+	all := len(n.lab.Nodes())
+	err := waitFor(ctx, n.Shoal(), func() error {
+		m, err := n.Metrics(ctx)
 		if err != nil {
-			return fmt.Errorf("assemble: %w", err)
+			return err
 		}
+		if met := int(m["shoal_members"]); met != all {
+			return fmt.Errorf("it has met %d of %d members", met, all)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s does not meet the others: %w", n.Name, err)
 	}
 	return nil
 }

@@ -14,11 +14,11 @@ import (
 // at most SmallStreams on a holder; a puller has at most one lease; while a
 // puller waits and a source is usable for it, a lease is out.
 type Small struct {
-	p         Params
-	pullers   map[string]*smallPuller
-	holders   map[string]int
-	originOut bool
-	nextID    uint64
+	p       Params
+	pullers map[string]*smallPuller
+	holders map[string]int // the leases on each
+	out     int            // leases
+	nextID  uint64
 }
 
 type smallPuller struct {
@@ -133,9 +133,8 @@ func (s *Small) end(p *smallPuller) {
 	if p.lease.ID == 0 {
 		return
 	}
-	if p.lease.Source == "" {
-		s.originOut = false
-	} else if n, ok := s.holders[p.lease.Source]; ok {
+	s.out--
+	if n, ok := s.holders[p.lease.Source]; ok {
 		s.holders[p.lease.Source] = n - 1
 	}
 	p.lease = Lease{}
@@ -152,9 +151,8 @@ func (s *Small) grant(now time.Time) []Out {
 		case ok:
 			s.nextID++
 			p.lease, p.began, p.told = Lease{ID: s.nextID, Source: source}, now, false
-			if source == "" {
-				s.originOut = true
-			} else {
+			s.out++
+			if source != "" {
 				s.holders[source]++
 			}
 			out = append(out, Out{p.id, Down{Grants: []Lease{p.lease}}})
@@ -166,7 +164,7 @@ func (s *Small) grant(now time.Time) []Out {
 	return out
 }
 
-// source picks where p fetches from; wait says that waiting is worth while.
+// source picks where p, which has no lease, fetches from; wait says that waiting is worth while.
 func (s *Small) source(p *smallPuller, now time.Time) (source string, ok, wait bool) {
 	best := ""
 	for h, n := range s.holders {
@@ -181,9 +179,9 @@ func (s *Small) source(p *smallPuller, now time.Time) (source string, ok, wait b
 	if best != "" {
 		return best, true, true
 	}
-	// Whoever fetches from a holder that failed p is a holder next. Only those that
-	// have a lease are waited for, so that not all wait.
-	if wait || s.originOut || s.fetching(p) {
+	// Whoever has a lease is a holder next, be it on the origin or on a holder that
+	// failed p.
+	if wait || s.out > 0 {
 		return "", false, true
 	}
 	b, barred := p.bars[""]
@@ -191,16 +189,6 @@ func (s *Small) source(p *smallPuller, now time.Time) (source string, ok, wait b
 		return "", true, true
 	}
 	return "", false, false
-}
-
-// fetching says that another puller than p has a lease.
-func (s *Small) fetching(p *smallPuller) bool {
-	for _, q := range s.pullers {
-		if q != p && q.lease.ID != 0 {
-			return true
-		}
-	}
-	return false
 }
 
 func (s *Small) sorted() []*smallPuller {

@@ -53,34 +53,32 @@ func TestSmallOriginFailureGoesToTheNext(t *testing.T) {
 	}
 }
 
-// A holder that one puller cannot reach, since it has not heard of it yet, say.
+// TestSmallSourceFailureWaitsForTheOthers: a holder that one puller cannot reach,
+// since it has not heard of it yet, say, or that none can.
 func TestSmallSourceFailureWaitsForTheOthers(t *testing.T) {
-	s := newSmall(Params{SmallStreams: 2})
-	s.SetHolders([]string{"h"}, epoch)
-	a := grants(s.Join(hello("a", 0, true), epoch))["a"]
-	b := grants(s.Join(hello("b", 0, true), epoch))["b"]
-	if len(a) != 1 || len(b) != 1 || a[0].Source != "h" || b[0].Source != "h" {
-		t.Fatalf("got %+v and %+v, want a lease on h each", a, b)
-	}
-	out := s.Handle("a", Up{Failed: []Failure{{a[0].ID, FailSource}}}, epoch)
-	if len(out) != 0 {
-		t.Errorf("h failed a while b fetches from it: got %+v, want a to wait", out)
-	}
-	out = s.Handle("b", Up{Whole: true, WholeSize: 10}, epoch)
-	if g := grants(out)["a"]; len(g) != 1 || g[0].Source != "b" {
-		t.Errorf("b has it: a got %+v, want a lease on b", g)
-	}
-}
-
-func TestSmallSourceFailureOfAllAsksTheOrigin(t *testing.T) {
-	s := newSmall(Params{SmallStreams: 2})
-	s.SetHolders([]string{"h"}, epoch)
-	a := grants(s.Join(hello("a", 0, true), epoch))["a"]
-	b := grants(s.Join(hello("b", 0, true), epoch))["b"]
-	s.Handle("a", Up{Failed: []Failure{{a[0].ID, FailSource}}}, epoch)
-	out := s.Handle("b", Up{Failed: []Failure{{b[0].ID, FailSource}}}, epoch)
-	if g := grants(out); len(g["a"])+len(g["b"]) != 1 {
-		t.Errorf("h failed both: got %+v, want one of them to ask the origin", out)
+	for name, c := range map[string]struct {
+		second func(Lease) Up // what b tells of its lease
+		source string         // of the one lease that follows
+	}{
+		"one":  {func(Lease) Up { return Up{Whole: true, WholeSize: 10} }, "b"},
+		"both": {func(l Lease) Up { return Up{Failed: []Failure{{l.ID, FailSource}}} }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSmall(Params{SmallStreams: 2})
+			s.SetHolders([]string{"h"}, epoch)
+			a := grants(s.Join(hello("a", 0, true), epoch))["a"]
+			b := grants(s.Join(hello("b", 0, true), epoch))["b"]
+			if len(a) != 1 || len(b) != 1 || a[0].Source != "h" || b[0].Source != "h" {
+				t.Fatalf("got %+v and %+v, want a lease on h each", a, b)
+			}
+			if out := s.Handle("a", Up{Failed: []Failure{{a[0].ID, FailSource}}}, epoch); len(out) != 0 {
+				t.Errorf("h failed a while b fetches from it: got %+v, want a to wait", out)
+			}
+			out := s.Handle("b", c.second(b[0]), epoch)
+			if g := grants(out); len(g["a"]) != 1 || len(g["b"]) != 0 || g["a"][0].Source != c.source {
+				t.Errorf("got %+v, want a lease on %q for a", out, c.source)
+			}
+		})
 	}
 }
 
@@ -121,8 +119,11 @@ func TestSmallInvariants(t *testing.T) {
 				s.Tick(now)
 			},
 			"": func(t *rapid.T) {
-				origin, holders := 0, map[string]int{}
+				origin, out, holders := 0, 0, map[string]int{}
 				for _, p := range s.pullers {
+					if p.lease.ID != 0 {
+						out++
+					}
 					switch {
 					case p.lease.ID == 0:
 						if src, ok, _ := s.source(p, now); ok && !p.whole {
@@ -142,8 +143,11 @@ func TestSmallInvariants(t *testing.T) {
 						}
 					}
 				}
-				if origin > 1 || (origin == 1) != s.originOut {
-					t.Fatalf("%d leases on the origin, recorded %v", origin, s.originOut)
+				if origin > 1 {
+					t.Fatalf("%d leases on the origin", origin)
+				}
+				if out != s.out {
+					t.Fatalf("%d leases, recorded %d", out, s.out)
 				}
 			},
 		})

@@ -61,7 +61,6 @@ type swarm struct {
 	mu       sync.Mutex
 	m        machine
 	sessions map[string]*Session
-	dead     bool // removed from the map; join again
 	// fresh: no node had the blob when the first came for it, and none has told yet
 	// that it is whole. Of the tracker's mu. That the inventory has no holder says
 	// less: a node may announce the blob before it tells its session.
@@ -126,18 +125,23 @@ func (t *Tracker) refresh() {
 	t.mu.Lock()
 	all := maps.Clone(t.swarms)
 	t.mu.Unlock()
+	t.tell(all)
+}
+
+// tell has swarms hear who holds their blobs.
+func (t *Tracker) tell(all map[key]*swarm) {
 	for k, sw := range all {
+		t.mu.Lock()
 		holders := t.lock(k, sw)
+		t.mu.Unlock()
 		sw.deliver(sw.m.SetHolders(holders, time.Now()))
 		sw.mu.Unlock()
 	}
 }
 
-// lock locks a swarm and returns who holds its blob. The inventory is held until the
-// swarm is, so that what it hears later reaches the swarm later.
+// lock locks a swarm and returns who holds its blob. Tracker.mu is held until the
+// swarm is locked, so that what the inventory hears later reaches the swarm later.
 func (t *Tracker) lock(k key, sw *swarm) (holders []string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	_, holders = t.inv.holders(k.digest, t.cfg.Live)
 	sw.mu.Lock()
 	return holders
@@ -147,34 +151,28 @@ func (t *Tracker) lock(k key, sw *swarm) (holders []string) {
 // session's outbox when Join returns.
 func (t *Tracker) Join(h *Hello) (*Session, error) {
 	k := key{h.Digest, h.Size}
-	for {
-		sw, err := t.swarm(k)
-		if err != nil {
-			return nil, err
-		}
-		holders := t.lock(k, sw)
-		if sw.dead {
-			sw.mu.Unlock()
-			continue
-		}
-		s := &Session{t: t, sw: sw, key: k, node: h.Node, box: NewOutbox[Down]()}
-		if old := sw.sessions[h.Node]; old != nil {
-			old.box.Close()
-		}
-		sw.sessions[h.Node] = s
-		now := time.Now()
-		out := sw.m.SetHolders(holders, now)
-		sw.deliver(append(out, sw.m.Join(h, now)...))
-		sw.mu.Unlock()
-		return s, nil
+	sw, holders, err := t.swarm(k)
+	if err != nil {
+		return nil, err
 	}
+	defer sw.mu.Unlock()
+	s := &Session{t: t, sw: sw, key: k, node: h.Node, box: NewOutbox[Down]()}
+	if old := sw.sessions[h.Node]; old != nil {
+		old.box.Close()
+	}
+	sw.sessions[h.Node] = s
+	now := time.Now()
+	out := sw.m.SetHolders(holders, now)
+	sw.deliver(append(out, sw.m.Join(h, now)...))
+	return s, nil
 }
 
-func (t *Tracker) swarm(k key) (*swarm, error) {
+// swarm returns a blob's swarm, locked, and who holds the blob.
+func (t *Tracker) swarm(k key) (*swarm, []string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if sw := t.swarms[k]; sw != nil {
-		return sw, nil
+		return sw, t.lock(k, sw), nil
 	}
 	sw := &swarm{sessions: map[string]*Session{}, fresh: t.inv.blobs[k.digest] == nil}
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
@@ -183,13 +181,13 @@ func (t *Tracker) swarm(k key) (*swarm, error) {
 	} else {
 		g, err := chunker.GeometryOf(k.size)
 		if err != nil {
-			return nil, fmt.Errorf("track %s: %w", k.digest, err)
+			return nil, nil, fmt.Errorf("track %s: %w", k.digest, err)
 		}
 		sw.m = NewLarge(t.cfg.Params, g, rng)
 	}
 	t.swarms[k] = sw
 	t.met.swarms.Set(float64(len(t.swarms)))
-	return sw, nil
+	return sw, t.lock(k, sw), nil
 }
 
 // deliver puts messages into the outboxes; sw.mu is held, which keeps their
@@ -257,7 +255,6 @@ func (s *Session) Close() {
 	s.sw.mu.Lock()
 	defer s.sw.mu.Unlock()
 	if s.sw.m.Idle() && s.t.swarms[s.key] == s.sw {
-		s.sw.dead = true
 		delete(s.t.swarms, s.key)
 		s.t.met.swarms.Set(float64(len(s.t.swarms)))
 	}
@@ -286,11 +283,7 @@ func (t *Tracker) Announce(node string, added []Item, removed []digest.Digest) {
 		}
 	}
 	t.mu.Unlock()
-	for k, sw := range touched {
-		holders := t.lock(k, sw)
-		sw.deliver(sw.m.SetHolders(holders, now))
-		sw.mu.Unlock()
-	}
+	t.tell(touched)
 }
 
 // Item is one announced blob.

@@ -2,7 +2,6 @@ package tracker
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
@@ -63,7 +62,7 @@ func TestNewBytes(t *testing.T) {
 // so before another one had the content, and was heard after that, was sent to the
 // registry for it.
 func TestOneOrder(t *testing.T) {
-	tr := New(Config{Live: func(string) bool { return true }})
+	tr := New(Config{Live: func(node string) bool { return node != "gone" }})
 	for i := range 2000 {
 		d := digest.FromString(fmt.Sprint("one order ", i))
 		first, err := tr.Join(&Hello{Digest: d, Node: "first", Origin: true})
@@ -76,12 +75,11 @@ func TestOneOrder(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		all.Go(func() { tr.Announce("other", nil, []digest.Digest{d}) })
+		all.Go(func() { tr.Announce("gone", []Item{{Digest: d, Size: 1}}, nil) })
 		all.Go(tr.refresh)
-		for range 3 {
+		for n := range 3 {
 			all.Go(func() {
-				node := fmt.Sprint("next ", rand.Int())
-				next, err := tr.Join(&Hello{Digest: d, Node: node, Origin: true})
+				next, err := tr.Join(&Hello{Digest: d, Node: fmt.Sprint("next ", n), Origin: true})
 				if err != nil {
 					t.Error(err)
 					return
